@@ -1,0 +1,1 @@
+"""The Dagster house: what exists, what depends on what, and what must hold. No algorithm here."""
