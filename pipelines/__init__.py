@@ -1,3 +1,4 @@
 """The corpus side: policies, prompts, trajectories, duplicates, pairs, groups and the lake.
 
-Knows neither Dagster nor the trainer, and imports torch and transformers only inside functions."""
+Knows neither Dagster nor the trainer, and imports torch and transformers only inside functions.
+"""
