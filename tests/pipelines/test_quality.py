@@ -1,0 +1,141 @@
+"""Quality flags and cuts: what counts as blank or a loop, and that cuts only ever shorten."""
+
+import time
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines import quality, schemas
+
+
+def flags_of(text):
+    return quality.flags(pa.array([text]))[0].as_py()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "\n\t\r ", "\u200b", "\ufeff", "\u2060\u200d", "\u00a0\u3000", "\u2800\u3164\ufe0f"],
+)
+def test_blank_texts_are_empty(text):
+    assert flags_of(text) == ["empty"]
+
+
+@pytest.mark.parametrize("text", ["a", " .", "\u200bx\u200b", "\U0001f680", "\u4f60"])
+def test_one_visible_character_is_an_answer(text):
+    assert flags_of(text) == []
+
+
+def test_broken_characters():
+    assert flags_of("a\x07b") == ["control_characters"]
+    assert flags_of("a\x93b") == ["control_characters"]
+    assert flags_of("tab\tline\nreturn\r") == []
+    assert flags_of("a\ufffd") == ["replacement_character"]
+    assert flags_of("\x00\ufffd") == ["control_characters", "replacement_character"]
+    assert flags_of("\x00") == ["empty", "control_characters"]
+
+
+def test_flags_of_a_batch_and_of_chunks():
+    texts = ["fine", "", "x " * 40, None, "bad \ufffd " * 9]
+    expected = [[], ["empty"], ["loop"], [], ["loop", "replacement_character"]]
+    flags = quality.flags(pa.array(texts))
+    assert flags.to_pylist() == expected
+    assert flags.type == schemas.TEXTS
+    chunked = pa.chunked_array([pa.array(texts[:2]), pa.array(texts[2:])])
+    assert quality.flags(chunked).to_pylist() == expected
+    assert quality.flags(pa.array(texts)[1:]).to_pylist() == expected[1:]
+    assert quality.flags(pa.array([], pa.string())).to_pylist() == []
+    assert {flag for row in expected for flag in row} <= set(schemas.FLAGS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "He said " + "no no no " * 10,
+        "Then: " + "!" * 60,
+        "One. " + "The clue is a clue to the answer. " * 3,
+        "One. " + "The clue is a clue to the answer. " * 3 + "The clue is",
+        "x" * 4 + ("0" * 20 + "1") * 5,
+        "start " + "User: \nJoi: \n" * 6 + "\n\n",
+        "start" + "\n" * 60,
+        "\u4f60\u597d" * 40,
+    ],
+)
+def test_loops_are_found_and_cut(text):
+    cut, looped = quality.cut_loop(text)
+    assert looped
+    assert "loop" in flags_of(text)
+    assert text.startswith(cut)
+    assert len(cut) < len(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "stone stone stone stone stone",
+        "la la la la, and then they went home to rest for the night." * 2,
+        "chorus of the song. " * 6 + "And at last the verse that ends it all.",
+        "| a | b |\n|---|---|\n| 1 | 2 |",
+        "heading\n" + "-" * 30,
+    ],
+)
+def test_repetition_that_is_no_loop(text):
+    assert quality.cut_loop(text) == (text, False)
+
+
+def test_cut_loop_keeps_the_first_repeats():
+    assert quality.cut_loop("So it goes: " + "La la la, he sang. " * 9) == (
+        "So it goes: La la la, he sang. La la la, he sang.",
+        True,
+    )
+
+
+@given(
+    st.text("ab \n.", max_size=30),
+    st.text("abc \u00e9.", min_size=1, max_size=12).filter(str.strip),
+    st.integers(48, 70),
+)
+def test_every_long_run_is_a_loop(head, unit, repeats):
+    text = head + unit * repeats
+    cut, looped = quality.cut_loop(text)
+    assert looped
+    assert text.startswith(cut)
+    assert len(cut) <= len(head) + 2 * len(unit)
+
+
+@given(st.text(max_size=300))
+def test_cuts_keep_a_beginning(text):
+    for cut in (quality.cut_loop, quality.cut_sentence):
+        kept, shortened = cut(text)
+        assert text.startswith(kept)
+        assert shortened == (len(kept) < len(text))
+        assert bool(kept.strip()) == bool(text.strip())
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("It rains. It pours. The old m", "It rains. It pours."),
+        ('He said "Stop!" and then we', 'He said "Stop!"'),
+        ("It is done. ", "It is done."),
+        ("All is said.", "All is said."),
+        ("Pi is 3.14 and then", "Pi is 3.14 and then"),
+        ("Fruits.\n1. apples\n2. pe", "Fruits."),
+        ("first line\nsecond li", "first line"),
+        ("no end in sight", "no end in sight"),
+        ("\u4eca\u5929\u4e0b\u96e8\u3002\u660e\u5929", "\u4eca\u5929\u4e0b\u96e8\u3002"),
+        ("\nabc", "\nabc"),
+        ("", ""),
+    ],
+)
+def test_last_complete_sentence(text, kept):
+    assert quality.cut_sentence(text) == (kept, len(kept) < len(text))
+
+
+def test_flags_are_cheap():
+    text = "The quick brown fox jumps over the lazy dog number {}. " * 18
+    texts = pa.array([text.format(*range(i, i + 18)) for i in range(5_000)])
+    start = time.process_time()
+    quality.flags(texts)
+    assert time.process_time() - start < 8 * 5_000 / 137_000 * 3  # thrice the budget: a busy core
