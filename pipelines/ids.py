@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 
 def content_id(kind: str, *fields: str | bytes | int | float | bool | None) -> bytes:
@@ -26,6 +28,15 @@ def content_id(kind: str, *fields: str | bytes | int | float | bool | None) -> b
         data = field if isinstance(field, bytes) else str(field).encode()
         digest.update(b"%s%d:" % (tag, len(data)))
         digest.update(data)
+    return digest.digest()
+
+
+def of_file(path: Path) -> bytes:
+    """XXH3-128 of a file's content, 16 bytes; name, place and times do not matter."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.digest()
 
 

@@ -60,8 +60,10 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
             hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
             lines.append(f"{where}: unknown key {key!r}; {hint}")
         else:
-            given = "" if fault["type"] == "missing" else f" (given: {fault['input']!r})"
-            lines.append(f"{where}: {key or 'the file'}: {fault['msg']}{given}")
+            whole = fault["type"] == "missing" or isinstance(fault["input"], dict | list)
+            given = "" if whole else f" (given: {fault['input']!r})"
+            problem = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {key or 'the file'}: {problem}{given}")
     return "\n".join(lines)
 
 
