@@ -1,0 +1,66 @@
+"""What runs by itself: the weekly refresh of the corpus and of what is trained on it."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from assets.progress import Progress, log_progress
+from assets.run import Item, execute
+from assets.workspace import Workspace
+
+
+class _LogListener:
+    """Shows a refresh in the log of the Dagster run that does it."""
+
+    def __init__(self, log: dg.DagsterLogManager) -> None:
+        self.log = log
+
+    def start(self, item: Item) -> Progress:
+        self.log.info(f"{item.title}: {item.reason}")
+        return log_progress(self.log)
+
+    def finish(self, item: Item, seconds: float, error: str | None) -> None:
+        self.log.info(f"{item.title}: {error or 'made'} ({seconds:.0f} s)")
+
+
+@dg.op(
+    name="make_what_is_stale",
+    description="Make each stage and each policy's partition that is stale, in order.",
+    pool="training",
+)
+def make_what_is_stale(
+    context: dg.OpExecutionContext, workspace: dg.ResourceParam[Workspace]
+) -> None:
+    """Run the plan; a failure names what failed and leaves what was made."""
+    from assets.definitions import build_definitions
+
+    outcome = execute(
+        workspace,
+        context.instance,
+        build_definitions(workspace),
+        listener=_LogListener(context.log),
+    )
+    context.add_output_metadata(
+        {"made": len(outcome.made), "failed": [item.title for item, _ in outcome.failed]}
+    )
+    if not outcome.ok:
+        raise dg.Failure("\n".join(f"{item.title}: {error}" for item, error in outcome.failed))
+
+
+@dg.job(
+    name="refresh_corpus",
+    description="Refresh policies, trajectories, pairs, checkpoints and the report: only what is "
+    "stale is made.",
+)
+def refresh_corpus() -> None:
+    """One op, so that the order of partitions and stages is that of `polar run`."""
+    make_what_is_stale()
+
+
+refresh_schedule = dg.ScheduleDefinition(
+    name="refresh_corpus",
+    job=refresh_corpus,
+    cron_schedule="0 3 * * 1",
+    description="Every Monday at 03:00. Off until you switch it on.",
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+)

@@ -1,0 +1,164 @@
+"""The `polar` command: one meaning everywhere, thin over `run`, `sql` and the trainer.
+
+Heavy imports stay inside commands so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from assets.storage import PROJECT, polar_home
+from pipelines.errors import PolarError
+
+app = typer.Typer(
+    name="polar",
+    help="Make POLAR reward models from scratch: a corpus, a lake, a checkpoint, a report.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Run configuration (default: configs/demo.yaml)."),
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", "-d", help="Folder or file of recorded trajectories.")
+]
+FormatOption = Annotated[str, typer.Option("--format", "-f", help="table, csv, json or parquet.")]
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    data: DataOption = None,
+    until: Annotated[
+        str | None, typer.Option(help="Stop after this asset (for example: pairs).")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be made, with counts; make nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
+) -> None:
+    """Make what is stale, in order, and end with a summary. Ctrl-C at any time; run again to go on."""
+    from assets.console import dry_run_command, run_command
+    from assets.workspace import Workspace
+
+    workspace = Workspace.load(config, data)
+    os.environ["DAGSTER_HOME"] = str(PROJECT)
+    if dry_run:
+        dry_run_command(workspace, until, as_json=as_json)
+    elif not run_command(workspace, until, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def up(
+    config: ConfigOption = None,
+    data: DataOption = None,
+    port: Annotated[int, typer.Option(help="Port of the web interface, on loopback.")] = 3000,
+) -> None:
+    """Start the Dagster UI and daemon on this home and configuration; Ctrl-C stops both."""
+    from assets.workspace import Workspace
+
+    workspace = Workspace.load(config, data)
+    environment = os.environ | {
+        "DAGSTER_HOME": str(PROJECT),
+        "POLAR_HOME": str(workspace.home),
+        "POLAR_CONFIG": str(workspace.config_path),
+        **({"POLAR_DATA": str(workspace.data)} if workspace.data else {}),
+    }
+    command = [sys.executable, "-m", "dagster", "dev", "-m", "assets.definitions"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    console.print(f"Dagster UI: http://127.0.0.1:{port}  (home {workspace.home}; Ctrl-C stops it)")
+    with subprocess.Popen(command, cwd=PROJECT, env=environment) as process:
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # the children got it as well
+            code = process.wait()
+    raise typer.Exit(0 if code in (0, -signal.SIGINT, -signal.SIGTERM, 130) else code)
+
+
+@app.command()
+def sql(
+    query: Annotated[str | None, typer.Argument(help="SELECT to run; none opens a prompt.")] = None,
+    format: FormatOption = "table",  # noqa: A002 - the option's name
+    snapshot: Annotated[int | None, typer.Option(help="Read the lake as of this snapshot.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here.")] = None,
+) -> None:
+    """Ask the lake. Reading only; works while a run is writing."""
+    from assets import sql as lake_sql
+
+    if query is None:
+        lake_sql.prompt(polar_home())
+    else:
+        lake_sql.run_query(polar_home(), query, format, snapshot, output)
+
+
+@app.command()
+def score(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a POLAR checkpoint.")],
+    input: Annotated[  # noqa: A002 - the option's name
+        str, typer.Option("--input", "-i", help="JSONL of prompt, reference, output; - for stdin.")
+    ],
+    wrapper: Annotated[
+        str | None, typer.Option(help="pretrain or sft (default: as the checkpoint says).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Score candidates against references: one number a line, in input order."""
+    from trainer.__main__ import score_command
+
+    score_command(checkpoint, input, wrapper, as_json)
+
+
+@app.command()
+def similar(
+    text: Annotated[str, typer.Argument(help="Text to look for.")],
+    top: Annotated[int, typer.Option(help="At most this many answers.")] = 10,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Find trajectories that are near-duplicates of a text."""
+    from assets.console import similar_command
+    from assets.workspace import Workspace
+
+    similar_command(Workspace.load(config), text, top, as_json=as_json)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: faults that the user can mend are one message, not a traceback."""
+    from trainer.errors import TrainerError
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        code: Any = app(arguments, standalone_mode=False)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        errors.print("Stopped. The same command goes on from here.")
+        sys.exit(130)
+    except (PolarError, TrainerError) as error:
+        errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        errors.print(f"error: {error.format_message()}", markup=False, soft_wrap=True)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

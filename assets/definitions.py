@@ -1,0 +1,34 @@
+"""What Dagster loads: the assets, checks, job and schedule of one configuration.
+
+`build_definitions(workspace)` returns fresh definitions, for tests and for `polar run`; plain
+`dagster dev` reads POLAR_HOME, POLAR_CONFIG and POLAR_DATA through `defs`.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from assets import corpus, evaluation, pool, training
+from assets.automation import refresh_corpus, refresh_schedule
+from assets.checks import all_checks
+from assets.workspace import Workspace
+
+
+def build_definitions(workspace: Workspace) -> dg.Definitions:
+    """The definitions of a workspace's configuration."""
+    recorded = workspace.config.is_recorded
+    first = [corpus.recorded] if recorded else [*pool.ASSETS, *corpus.POOL_ASSETS]
+    return dg.Definitions(
+        assets=[*first, *corpus.ASSETS, *training.ASSETS, *evaluation.ASSETS],
+        asset_checks=all_checks(),
+        jobs=[refresh_corpus],
+        schedules=[refresh_schedule],
+        resources={"workspace": dg.ResourceDefinition.hardcoded_resource(workspace)},
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """The definitions of the environment's home and configuration."""
+    return build_definitions(Workspace.load())

@@ -1,0 +1,66 @@
+"""Where Dagster keeps its own records: under POLAR_HOME, whoever starts it.
+
+`dagster.yaml` names these classes because a plain path there cannot have a default. Nothing else
+belongs here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from dagster._core.storage.root import LocalArtifactStorage
+from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
+from dagster._serdes import ConfigurableClassData
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def polar_home() -> Path:
+    """POLAR_HOME as an absolute path; `var` in the project's folder when it is not set."""
+    given = os.environ.get("POLAR_HOME")
+    return Path(given).expanduser().resolve() if given else PROJECT / "var"
+
+
+class HomeStorage(DagsterSqliteStorage):
+    """Runs, events and schedules in SQLite files of POLAR_HOME/dagster."""
+
+    @classmethod
+    def config_type(cls) -> Any:
+        """No configuration: the place follows POLAR_HOME."""
+        return {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Any) -> Any:
+        """Open (and make, the first time) the storage."""
+        return cls.from_local(str(polar_home() / "dagster"), inst_data=inst_data)
+
+
+class HomeComputeLogs(LocalComputeLogManager):
+    """Output of steps in POLAR_HOME/dagster/logs."""
+
+    @classmethod
+    def config_type(cls) -> Any:
+        """No configuration: the place follows POLAR_HOME."""
+        return {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> Any:
+        """Open the folder."""
+        return cls(base_dir=str(polar_home() / "dagster" / "logs"), inst_data=inst_data)
+
+
+class HomeArtifacts(LocalArtifactStorage):
+    """Values that Dagster itself stores, in POLAR_HOME/dagster/storage."""
+
+    @classmethod
+    def config_type(cls) -> Any:
+        """No configuration: the place follows POLAR_HOME."""
+        return {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> Any:
+        """Open the folder."""
+        return cls(base_dir=str(polar_home() / "dagster"), inst_data=inst_data)

@@ -1,0 +1,127 @@
+"""What every asset works with: the home folder, the configuration, and where each thing lies.
+
+Paths and openings only; what the configuration may say is in `config.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from assets.config import RunConfig, load_config
+from assets.progress import Progress
+from assets.storage import PROJECT, polar_home
+from pipelines.embedded import EmbeddedPool
+from pipelines.errors import ConfigError
+from pipelines.lake import Lake
+from pipelines.policies import Pool, load_pool
+from pipelines.settings import parse
+
+DEFAULT_CONFIG = PROJECT / "configs" / "demo.yaml"
+
+
+@dataclass(kw_only=True)
+class Workspace:
+    """A home, a configuration and, for recorded trajectories, the folder of data."""
+
+    home: Path
+    config: RunConfig
+    config_path: Path
+    data: Path | None = None
+    listener: Progress | None = field(default=None, repr=False)
+
+    @classmethod
+    def load(
+        cls, config: Path | None = None, data: Path | None = None, home: Path | None = None
+    ) -> Workspace:
+        """From arguments, else from POLAR_CONFIG, POLAR_DATA and POLAR_HOME, else the demo.
+
+        Raises:
+            ConfigError: the configuration does not hold, or recorded data is not named.
+        """
+        path = config or Path(os.environ.get("POLAR_CONFIG") or DEFAULT_CONFIG)
+        given = data or (Path(os.environ["POLAR_DATA"]) if os.environ.get("POLAR_DATA") else None)
+        settings = load_config(path)
+        if given is not None and not settings.is_recorded:
+            msg = f"{path} makes its own trajectories: --data belongs to a `recorded:` configuration"
+            raise ConfigError(msg)
+        return cls(
+            home=(home or polar_home()).resolve(),
+            config=settings,
+            config_path=path.resolve(),
+            data=given.resolve() if given else None,
+        )
+
+    def lake(self, *, read_only: bool = False) -> Lake:
+        """Open the lake of this home with the configuration's limits."""
+        limits = self.config.lake
+        return Lake.open(
+            self.home,
+            read_only=read_only,
+            threads=limits.threads,
+            memory_limit=limits.memory_limit,
+        )
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The pool file named by the configuration.
+
+        Raises:
+            ConfigError: the configuration has no pool, or the file does not hold.
+        """
+        if self.config.pool is None:
+            msg = f"{self.config_path}: this configuration has no policy pool"
+            raise ConfigError(msg)
+        return load_pool(self.config_path.parent / self.config.pool)
+
+    @cached_property
+    def embedded(self) -> EmbeddedPool | None:
+        """The recipes of policies that this project trains itself, where the pool has some."""
+        if self.config.pool is None or self.pool.embedded is None:
+            return None
+        return parse(self.pool.embedded, EmbeddedPool, f"{self.config.pool}: embedded")
+
+    def recorded_data(self) -> Path:
+        """The folder or file of recorded trajectories.
+
+        Raises:
+            ConfigError: none was given.
+        """
+        if self.data is None:
+            msg = (
+                f"{self.config_path} reads recorded trajectories: say where they are with "
+                "--data FOLDER (or POLAR_DATA)"
+            )
+            raise ConfigError(msg)
+        return self.data
+
+    # Folders under the home. Those that belong to one configuration carry its name.
+    @property
+    def policies_dir(self) -> Path:
+        """Weights of policies trained here."""
+        return self.home / "policies"
+
+    @property
+    def staging_dir(self) -> Path:
+        """Answers that were made but not yet published."""
+        return self.home / "staging" / "rollouts"
+
+    @property
+    def work_dir(self) -> Path:
+        """Files between stages; safe to delete while nothing runs."""
+        return self.home / "staging" / self.config.name
+
+    def groups_file(self, wrapper: str, split: str) -> Path:
+        """The groups file of one wrapper (pretrain, sft) and split (train, eval)."""
+        return self.home / "groups" / self.config.name / f"{wrapper}-{split}.parquet"
+
+    def checkpoint(self, name: str) -> Path:
+        """The folder of a checkpoint by the name of its asset."""
+        return self.home / "checkpoints" / self.config.name / name
+
+    @property
+    def report_dir(self) -> Path:
+        """The folder of the evaluation report."""
+        return self.home / "reports" / self.config.name
