@@ -1,0 +1,248 @@
+"""What a policy is: the pool file, the fingerprint of weights, the `policies` table.
+
+How a policy is asked for an answer is in `engines/`; what it answers, in `rollouts.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import Field, field_validator, model_validator
+
+from pipelines import ids, prompts, schemas
+from pipelines.errors import ConfigError, PolicyUnavailableError
+from pipelines.settings import Settings, load_yaml
+
+SLOT = "{prompt}"
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+CONFIGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.*", "merges.txt", "*.jinja")
+# Keys of CONFIGS that say who wrote the file and where from, not what the policy does.
+INCIDENTAL = {"transformers_version", "_name_or_path", "name_or_path", "_commit_hash"}
+
+
+class PoolPolicy(Settings):
+    """One policy of a pool file.
+
+    `weights` is a folder under `POLAR_HOME/policies` (or an absolute one) whose content is the
+    policy's identity; with a `revision` it is the name of a model on a hub or at a vendor, and
+    both together are the identity.
+    """
+
+    name: str = Field(min_length=1)
+    policy_group: str = Field("", description="default: name")
+    family: str = Field("", description="default: policy_group")
+    kind: Literal["base", "chat", "checkpoint", "api"]
+    engine: Literal["local", "vllm", "openai"] = "local"
+    weights: str = Field(min_length=1)
+    revision: str | None = None
+    parent: str | None = None
+    lineage_step: int | None = Field(None, ge=0)
+    template: str = SLOT
+    licence: str | None = None
+    split: Literal["train", "test"] | None = None
+
+    @field_validator("template")
+    @classmethod
+    def _one_slot(cls, template: str) -> str:
+        if template.count(SLOT) != 1:
+            msg = f"must hold the slot {SLOT} exactly once"
+            raise ValueError(msg)
+        return template
+
+    @model_validator(mode="after")
+    def _identity(self) -> PoolPolicy:
+        if self.engine == "local" and self.revision:
+            msg = f"policy {self.name!r}: local weights are known by content; remove revision"
+            raise ValueError(msg)
+        if self.engine == "openai" and not self.revision:
+            msg = f"policy {self.name!r}: engine openai needs a revision, for its identity"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def group(self) -> str:
+        """The policy group: the policy's own name where none is given."""
+        return self.policy_group or self.name
+
+    def folder(self, home: Path) -> Path:
+        """Where local weights lie."""
+        return home / "policies" / self.weights
+
+    def render(self, prompt: str) -> str:
+        """The model's input for a prompt; braces elsewhere in template or prompt stay as they are.
+
+        >>> PoolPolicy(name="p", kind="chat", weights="p", template="Q: {prompt} A:").render("2+2?")
+        'Q: 2+2? A:'
+        """
+        before, after = self.template.split(SLOT)
+        return before + prompt + after
+
+
+class Pool(Settings):
+    """A pool file: a source name, its policies, and the training recipes of embedded ones."""
+
+    source: str = Field(min_length=1)
+    policies: tuple[PoolPolicy, ...] = Field(min_length=1)
+    embedded: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Pool:
+        positions: dict[str, int] = {}
+        sides: dict[str, PoolPolicy] = {}
+        for position, policy in enumerate(self.policies, 1):
+            if policy.name in positions:
+                msg = (
+                    f"policies {positions[policy.name]} and {position} are both named "
+                    f"{policy.name!r}; give each its own name"
+                )
+                raise ValueError(msg)
+            positions[policy.name] = position
+            if policy.split:
+                other = sides.setdefault(policy.group, policy)
+                if other.split != policy.split:
+                    msg = (
+                        f"policy group {policy.group!r} is on two sides: {other.name!r} says "
+                        f"{other.split}, {policy.name!r} says {policy.split}; a group has one"
+                    )
+                    raise ValueError(msg)
+        for policy in self.policies:
+            if policy.parent is not None and policy.parent not in positions:
+                msg = (
+                    f"policy {policy.name!r} has parent {policy.parent!r}, which is not in the "
+                    f"pool; named here: {', '.join(positions)}"
+                )
+                raise ValueError(msg)
+        return self
+
+    def side(self, policy: PoolPolicy, settings: prompts.SplitSettings) -> str:
+        """The side that a member of the policy's group names, else the group's hash side."""
+        for member in self.policies:
+            if member.group == policy.group and member.split:
+                return member.split
+        return prompts.side("policy", policy.group, settings)
+
+
+def load_pool(path: Path) -> Pool:
+    """Read a pool file.
+
+    Raises:
+        ConfigError: an unknown key (the nearest valid one is named), two policies of one name, an
+            unknown parent, a template without `{prompt}`, one policy group on two sides.
+    """
+    return load_yaml(path, Pool)
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of what weights do: tensors, configuration and tokenizer, 32 hex digits.
+
+    The folder's place, times, other files and transformers' notes about itself do not matter.
+
+    Raises:
+        PolicyUnavailableError: the folder, its configuration or its weights are missing.
+    """
+    if not folder.is_dir():
+        msg = f"no folder {folder}; make the weights or correct `weights`"
+        raise PolicyUnavailableError(msg)
+    if not (folder / "config.json").is_file():
+        msg = f"{folder} holds no config.json: not a transformers checkpoint"
+        raise PolicyUnavailableError(msg)
+    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+        msg = f"{folder} holds no weights ({', '.join(WEIGHTS)})"
+        raise PolicyUnavailableError(msg)
+    parts: list[str | bytes] = []
+    for path in sorted({p for pattern in (*WEIGHTS, *TOKENIZERS) for p in folder.glob(pattern)}):
+        parts += [path.name, ids.of_file(path)]
+    for name in CONFIGS:
+        if (folder / name).is_file():
+            parts += [name, _essential(folder / name)]
+    return ids.content_id("weights", *parts).hex()
+
+
+def _essential(path: Path) -> str:
+    try:
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        msg = f"{path} is not a JSON object: {error}"
+        raise PolicyUnavailableError(msg) from error
+    return json.dumps({k: v for k, v in content.items() if k not in INCIDENTAL}, sort_keys=True)
+
+
+def revision_of(policy: PoolPolicy, home: Path) -> str:
+    """What tells the policy's weights from all others: their fingerprint, or `name@revision`.
+
+    Raises:
+        PolicyUnavailableError: local weights are missing.
+    """
+    if policy.revision:
+        return f"{policy.weights}@{policy.revision}"
+    return fingerprint(policy.folder(home))
+
+
+def policy_id(revision: str, template: str) -> bytes:
+    """The id of a policy of the pool: weights (or a revision of them) and a template."""
+    return ids.content_id("policy", revision, template)
+
+
+def recorded_policy_id(source: str, name: str) -> bytes:
+    """The id of a policy known only by what a source calls it."""
+    return ids.content_id("policy", "recorded", source, name)
+
+
+def policies_table(
+    pool: Pool, home: Path, split: prompts.SplitSettings
+) -> tuple[pa.Table, dict[str, str]]:
+    """The `policies` rows of those that can answer, and the others' names with the reason.
+
+    A parent that is itself unavailable is null.
+
+    Raises:
+        ConfigError: two policies have the same weights and template, so they are one policy.
+    """
+    revisions: dict[str, str] = {}
+    unavailable: dict[str, str] = {}
+    for policy in pool.policies:
+        try:
+            revisions[policy.name] = revision_of(policy, home)
+        except (PolicyUnavailableError, OSError) as error:
+            unavailable[policy.name] = str(error)
+    present = [policy for policy in pool.policies if policy.name in revisions]
+    id_of = {p.name: policy_id(revisions[p.name], p.template) for p in present}
+    first: dict[bytes, str] = {}
+    for name, key in id_of.items():
+        if first.setdefault(key, name) != name:
+            msg = (
+                f"policies {first[key]!r} and {name!r} have the same weights and template: they "
+                "are one policy; remove one of them"
+            )
+            raise ConfigError(msg)
+    rows = [
+        {
+            "name": p.name,
+            "policy_group": p.group,
+            "family": p.family or p.group,
+            "kind": p.kind,
+            "lineage_step": p.lineage_step,
+            "source": pool.source,
+            "revision": revisions[p.name],
+            "template": p.template,
+            "engine": p.engine,
+            "licence": p.licence,
+            "split": pool.side(p, split),
+        }
+        for p in present
+    ]
+    parents = [id_of.get(p.parent) if p.parent else None for p in present]
+    columns = {"policy_id": ids.array(id_of.values()), "parent": ids.array(parents)}
+    return pa.Table.from_arrays(
+        [
+            columns[field.name]
+            if field.name in columns
+            else pa.array([row[field.name] for row in rows], field.type)
+            for field in schemas.POLICIES.schema
+        ],
+        schema=schemas.POLICIES.schema,
+    ), unavailable
