@@ -1,0 +1,354 @@
+"""Pairs: every two answers to one prompt are labelled, counted, and kept within a budget.
+
+Two passes over chunks of whole prompts: the first counts what there is, from which `budget` says
+how much of it is drawn; the second labels again and writes. The rules themselves are in `labels`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+
+from pipelines import schemas
+from pipelines.beam import LOCAL, add, check_counts, run_pipeline
+from pipelines.budget import BINS, KINDS, Budget, Rates, Stratum, draw_rates
+from pipelines.chunks import PAIRS_PER_CHUNK, Progress, split_chunks, watching
+from pipelines.labels import (
+    AMBIGUOUS,
+    EXCLUSIONS,
+    LABELS,
+    REASONS,
+    RELATIONS,
+    SAME,
+    Answers,
+    Labelled,
+    all_pairs,
+    label_pairs,
+    read_answers,
+    uniform,
+)
+from pipelines.settings import Settings
+
+REASONS_OUT = (*EXCLUSIONS, "budget")  # why a pair is not in the table
+BUDGET = len(EXCLUSIONS)
+COUNTS_COLUMNS = schemas.COUNTS.schema.names
+UNSEEN_SIDES = EXCLUSIONS.index("mixed_sides")  # up to this one an excluded pair has no cell
+
+
+class PairSettings(Settings):
+    """What may be paired, and how much of it is kept."""
+
+    require_same_sampling: bool = True  # of same-policy pairs; recorded data have none to require
+    budget: Budget | None = Budget()  # none keeps every pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsResult:
+    """Parquet files with schemas.PAIRS, and rows for schemas.COUNTS."""
+
+    files: list[Path]
+    counts: pa.Table
+    rows: int
+
+
+def make_pairs(
+    answers: Path,
+    settings: PairSettings,
+    work: Path,
+    *,
+    progress: Progress | None = None,
+    chunk_pairs: int = PAIRS_PER_CHUNK,
+    options: Sequence[str] = LOCAL,
+) -> PairsResult:
+    """Label all pairs of answers to one prompt and write those that the budget keeps.
+
+    Args:
+        answers: Parquet file from `labels.input_sql`, with signatures.
+        settings: rules and budget.
+        work: an empty folder for chunks and results.
+        progress: called with (chunks done, chunks, note); each chunk counts twice.
+        chunk_pairs: possible pairs per chunk; the result does not depend on it.
+        options: Beam's options.
+
+    Raises:
+        BadInputError: the file is not sorted by prompt, or lacks signatures.
+        CountMismatchError: pairs in differ from pairs out and excluded.
+    """
+    chunks = split_chunks(answers, work / "chunks", chunk_pairs)
+    out = work / "pairs"
+    out.mkdir(parents=True, exist_ok=True)
+
+    def build(pipeline: beam.Pipeline) -> None:
+        paths = pipeline | "Chunks" >> beam.Create([str(path) for path in chunks])
+        rates = (
+            paths
+            | "Tally" >> beam.FlatMap(partial(_tally_chunk, settings=settings))
+            | "Sum" >> beam.CombinePerKey(sum)
+            | "All tallies" >> beam.combiners.ToDict()
+            | "Rates" >> beam.Map(partial(_rates, settings=settings))
+        )
+        _ = paths | "Write" >> beam.Map(
+            partial(_write_chunk, settings=settings, folder=out),
+            rates=beam.pvalue.AsSingleton(rates),
+        )
+
+    with watching(work, "*/*.done", 2 * len(chunks), "pairs", progress):
+        totals = run_pipeline(build, options)
+    files = sorted(out.glob("*.parquet"))
+    rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
+    counts = _counts_table(totals)
+    _check(counts, rows)
+    return PairsResult(files=files, counts=counts, rows=rows)
+
+
+def _rates(tallies: Mapping[Stratum, int], settings: PairSettings) -> Rates | None:
+    return draw_rates(tallies, settings.budget) if settings.budget else None
+
+
+def _tally_chunk(path: str, settings: PairSettings) -> Iterator[tuple[Stratum, int]]:
+    x = read_answers(feather.read_table(path))
+    yield from tally(x, judge(x, settings)).items()
+    Path(path).with_suffix(".done").touch()
+
+
+def _write_chunk(path: str, settings: PairSettings, folder: Path, rates: Rates | None) -> None:
+    x = read_answers(feather.read_table(path))
+    judged = judge(x, settings)
+    gone = drop(x, judged, rates, settings)
+    name = folder / Path(path).stem
+    pq.write_table(
+        pairs_table(x, judged, gone == 0),
+        name.with_suffix(".parquet"),
+        compression="zstd",
+        use_dictionary=["prompt_id", "label", "reason", "relation", "split", "cell"],
+    )
+    for key, rows in count_pairs(x, judged, gone).items():
+        add(json.dumps(key), rows)
+    name.with_suffix(".done").touch()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """All pairs of a chunk: rows (a, b), their labels, and what the budget goes by."""
+
+    a: np.ndarray
+    b: np.ndarray
+    labelled: Labelled
+    gone: np.ndarray  # position in REASONS_OUT before any draw; 0 may be kept
+    kind: np.ndarray  # position in budget.KINDS
+    ratio: np.ndarray  # shorter by longer length, 0..1
+    place: np.ndarray  # its bin
+    draw: np.ndarray  # uniform in [0, 1) by the hash of both ids
+
+
+def judge(x: Answers, settings: PairSettings) -> Judged:
+    """Label all pairs; beyond `same_per_policy`, same-policy pairs leave by largest hash."""
+    a, b = all_pairs(x.prompt)
+    labelled = label_pairs(x, a, b, require_same_sampling=settings.require_same_sampling)
+    budget = settings.budget
+    draw = uniform(np.column_stack([x.words[a, 1], x.words[b, 1]]), budget.seed if budget else 0)
+    gone = labelled.exclusion.copy()
+    if budget:
+        same = np.flatnonzero((labelled.label == SAME) & (gone == 0))
+        beyond = _beyond(budget.same_per_policy, draw[same], x.policy[a[same]], x.prompt[a[same]])
+        gone[same[beyond]] = BUDGET
+    longer = np.maximum(x.length[a], x.length[b])
+    ratio = np.where(longer == 0, 1.0, np.minimum(x.length[a], x.length[b]) / np.maximum(longer, 1))
+    return Judged(
+        a=a,
+        b=b,
+        labelled=labelled,
+        gone=gone,
+        kind=np.where(labelled.label == AMBIGUOUS, 3, np.minimum(labelled.relation, 2)),
+        ratio=ratio.astype(np.float32),
+        place=np.minimum((ratio * BINS).astype(np.int8), BINS - 1),
+        draw=draw,
+    )
+
+
+def _beyond(limit: int, draw: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+    """Mask of the rows that are not among the `limit` smallest draws of their keys."""
+    order = np.lexsort((draw, *keys))
+    new = np.ones(len(order), bool)
+    new[1:] = np.any([key[order[1:]] != key[order[:-1]] for key in keys], axis=0)
+    first = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    result = np.zeros(len(order), bool)
+    result[order] = np.arange(len(order)) - first >= limit
+    return result
+
+
+def tally(x: Answers, j: Judged) -> dict[Stratum, int]:
+    """How many pairs each stratum could give, and from how many prompts."""
+    shape = (len(x.sources), len(schemas.CELLS), len(KINDS), BINS)
+    open_ = j.gone == 0
+    a = j.a[open_]
+    key = np.ravel_multi_index((x.source[a], x.cell[a], j.kind[open_], j.place[open_]), shape)
+    numbers = np.bincount(key, minlength=np.prod(shape)).reshape(shape)
+    labelled = a[j.kind[open_] < KINDS.index("ambiguous")]
+    prompts = np.unique(np.column_stack([x.source, x.cell, x.prompt])[labelled], axis=0)
+    np.add.at(numbers[:, :, KINDS.index("prompts"), 0], (prompts[:, 0], prompts[:, 1]), 1)
+    return {
+        (x.sources[source], int(cell), int(kind), int(place)): int(
+            numbers[source, cell, kind, place]
+        )
+        for source, cell, kind, place in zip(*np.nonzero(numbers), strict=True)
+    }
+
+
+def drop(x: Answers, j: Judged, rates: Rates | None, settings: PairSettings) -> np.ndarray:
+    """Position in REASONS_OUT per pair: 0 is kept."""
+    gone = j.gone.copy()
+    if rates is None or settings.budget is None:
+        return gone
+    table = np.zeros((len(x.sources), len(schemas.CELLS), len(KINDS), BINS))
+    for (source, cell, kind, place), rate in rates.items():
+        if source in x.sources:
+            table[x.sources.index(source), cell, kind, place] = rate
+    rate_of = table[x.source[j.a], x.cell[j.a], j.kind, j.place]
+    gone[(gone == 0) & (j.draw >= rate_of)] = BUDGET
+    if settings.budget.pairs_per_prompt is not None:
+        kept = np.flatnonzero(gone == 0)
+        limit = settings.budget.pairs_per_prompt
+        gone[kept[_beyond(limit, j.draw[kept], x.prompt[j.a[kept]])]] = BUDGET
+    return gone
+
+
+def pairs_table(x: Answers, j: Judged, kept: np.ndarray) -> pa.Table:
+    """The kept pairs with the columns of schemas.PAIRS, sorted by prompt and ids."""
+    a, b = j.a[kept], j.b[kept]
+    cell = x.cell[a]
+    reason = j.labelled.reason[kept]
+    columns = {
+        "trajectory_a": _ids(x.trajectory_id, a),
+        "trajectory_b": _ids(x.trajectory_id, b),
+        "prompt_id": _ids(x.prompt_id, a),
+        "label": _words(j.labelled.label[kept], LABELS),
+        "reason": _words(reason, REASONS, missing=reason == 0),
+        "relation": _words(j.labelled.relation[kept], RELATIONS),
+        "same_sampling": pa.array(j.labelled.same_sampling[kept]),
+        "similarity": pa.array(similarity(x, a, b)),
+        "length_ratio": pa.array(j.ratio[kept]),
+        "split": _words(np.minimum(cell, 1), schemas.SPLITS),
+        "cell": _words(cell, schemas.CELLS),
+    }
+    return pa.table(columns, schema=schemas.PAIRS.schema)
+
+
+def _ids(column: pa.Array, rows: np.ndarray) -> pa.Array:
+    return pa.ExtensionArray.from_storage(schemas.UUID, column.take(pa.array(rows)))
+
+
+def _words(codes: np.ndarray, names: Sequence[str], missing: np.ndarray | None = None) -> pa.Array:
+    indices = pa.array(codes, mask=missing)
+    return pa.DictionaryArray.from_arrays(indices, pa.array(names)).cast(pa.string())
+
+
+def similarity(x: Answers, a: np.ndarray, b: np.ndarray, block: int = 65536) -> np.ndarray:
+    """MinHash estimate of the Jaccard similarity: the share of equal permutations, float32."""
+    if x.signature is None:
+        msg = "similarity needs signatures: make the input with input_sql(sources, signatures)"
+        raise ValueError(msg)
+    result = np.empty(len(a), np.float32)
+    for start in range(0, len(a), block):
+        part = slice(start, start + block)
+        result[part] = (x.signature[a[part]] == x.signature[b[part]]).mean(axis=1)
+    return result
+
+
+def count_pairs(x: Answers, j: Judged, gone: np.ndarray) -> dict[tuple[str, ...], int]:
+    """Pairs by (source, what, label, reason, cell); `in` is counted from prompts, not pairs."""
+    totals: dict[tuple[str, ...], int] = {}
+    _, first, sizes = np.unique(x.prompt, return_index=True, return_counts=True)
+    for code, source in enumerate(x.sources):
+        n = sizes[x.source[first] == code]
+        totals[source, "in", "", "", ""] = int((n * (n - 1) // 2).sum())
+    fields = (x.source[j.a], gone, j.labelled.label, j.labelled.reason, x.cell[j.a])
+    shape = (len(x.sources), len(REASONS_OUT), len(LABELS), len(REASONS), len(schemas.CELLS))
+    numbers = np.bincount(np.ravel_multi_index(fields, shape), minlength=np.prod(shape))
+    for place in np.flatnonzero(numbers):
+        of, out, label, why, cell = (int(i) for i in np.unravel_index(place, shape))
+        reason = REASONS_OUT[out] or REASONS[why]
+        if out == BUDGET and why:
+            reason = f"budget:{REASONS[why]}"
+        where = "" if 0 < out <= UNSEEN_SIDES else schemas.CELLS[cell]
+        key = (x.sources[of], "excluded" if out else "out", LABELS[label], reason, where)
+        totals[key] = totals.get(key, 0) + int(numbers[place])
+    return totals
+
+
+def _counts_table(totals: Mapping[str, int]) -> pa.Table:
+    rows = []
+    for key, number in sorted(totals.items()):
+        source, *rest = json.loads(key)
+        rows.append(dict(zip(COUNTS_COLUMNS, (source, "pairs", *rest, number), strict=True)))
+    return pa.Table.from_pylist(rows, schema=schemas.COUNTS.schema)
+
+
+def _check(counts: pa.Table, written: int) -> None:
+    sums = {
+        row["what"]: row["rows_sum"]
+        for row in counts.group_by("what").aggregate([("rows", "sum")]).to_pylist()
+    }
+    check_counts("pairs", sums, "in", ("out", "excluded"))
+    check_counts("pairs", {"out": sums.get("out", 0), "written": written}, "out", ("written",))
+
+
+def label_shares(counts: pa.Table) -> pa.Table:
+    """Share of same-policy among same and cross pairs, per source and cell and per split.
+
+    Args:
+        counts: what `make_pairs` counted.
+
+    Returns:
+        source (or `all`), split (a cell, or train or eval), same, cross, share, and `possible`:
+        whether there were pairs of both labels to draw from.
+    """
+    kept: Counter[tuple[str, str, str]] = Counter()
+    possible: Counter[tuple[str, str, str]] = Counter()
+    for row in counts.filter(pc.is_in(counts["reason"], pa.array(["", "budget"]))).to_pylist():
+        source, cell, label = row["source"], row["split"], row["label"]
+        if label in LABELS[:AMBIGUOUS] and cell:
+            split = schemas.SPLITS[cell != "seen"]
+            for where in ((source, cell), ("all", cell), ("all", split)):
+                possible[*where, label] += row["rows"]
+                kept[*where, label] += row["rows"] if row["what"] == "out" else 0
+    rows = []
+    for source, split in sorted({key[:2] for key in possible}):
+        same, cross = (kept[source, split, label] for label in LABELS[:AMBIGUOUS])
+        both = all(possible[source, split, label] for label in LABELS[:AMBIGUOUS])
+        share = same / max(same + cross, 1)
+        rows.append((source, split, same, cross, share, both))
+    names = ("source", "split", "same", "cross", "share", "possible")
+    return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
+
+
+def pair_rulers(pairs: pa.Table) -> pa.Table:
+    """What length and similarity alone tell about the label of a pair, per split.
+
+    Returns:
+        split, ruler, auc and n: the chance that a same-policy pair has the larger value than a
+        cross-policy one, ties counted one half; 0.5 gives nothing away.
+    """
+    from scipy.stats import rankdata
+
+    rows = []
+    for split in schemas.SPLITS:
+        part = pairs.filter((pc.field("split") == split) & (pc.field("label") != "ambiguous"))
+        same = pc.equal(part["label"], "same_policy").to_numpy()
+        n, m = int(same.sum()), int((~same).sum())
+        for ruler in ("length_ratio", "similarity"):
+            ranks = rankdata(part[ruler].to_numpy())
+            auc = (ranks[same].sum() - n * (n + 1) / 2) / (n * m) if n and m else None
+            rows.append({"split": split, "ruler": ruler, "auc": auc, "n": n + m})
+    return pa.Table.from_pylist(rows)
