@@ -47,7 +47,7 @@ def _whole_prompts(file: Path, pairs: int) -> Iterator[pa.Table]:
             table = table if rest is None else pa.concat_tables([rest, table])
             starts = _starts(table, file)
             done, cost = 0, 0
-            for start, end in zip(starts[:-1], starts[1:], strict=True):
+            for start, end in zip(starts, [*starts[1:], table.num_rows], strict=True):
                 size = int(end - start)
                 more = size * (size - 1) // 2 + ROW_COST * size
                 if cost and cost + more > pairs:

@@ -167,7 +167,8 @@ def _signatures(table: pa.Table) -> np.ndarray | None:
     if column.null_count:
         msg = f"{column.null_count} answers have no MinHash signature: run dedup on this snapshot"
         raise BadInputError(msg)
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), len(values) // max(len(column), 1))
 
 
 def all_pairs(prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
