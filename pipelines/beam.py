@@ -4,7 +4,8 @@ Elements are Arrow tables of thousands of rows, never single documents: a GroupB
 microseconds per element. No algorithm lives here; the stages wire plain functions of their own.
 
 Only FnApiRunner in one process is used locally: DirectRunner looks for a runner to download, and
-`multi_threading` loses elements without an error. Another runner is a matter of `options`.
+`multi_threading` loses elements without an error. Another runner is a matter of `options`. Stages take `beam` from here, so that
+importing it stays quiet.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import PolarError
 
-_handlers = list(logging.root.handlers)
+# Importing Beam warns on the root logger, and so installs a handler there.
+_disabled, _handlers = logging.root.manager.disable, list(logging.root.handlers)
+logging.disable(logging.WARNING)
 import apache_beam as beam  # noqa: E402
 from apache_beam.io.parquetio import WriteToParquetBatched  # noqa: E402
 from apache_beam.metrics import Metrics  # noqa: E402
 from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
 
-logging.root.handlers[:] = _handlers  # importing Beam installs a root handler of its own
+logging.disable(_disabled)
+logging.root.handlers[:] = _handlers
 
 LOCAL = ("--runner=FnApiRunner", "--direct_running_mode=in_memory")
 NAMESPACE = "polar"
