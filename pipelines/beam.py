@@ -4,8 +4,8 @@ Elements are Arrow tables of thousands of rows, never single documents: a GroupB
 microseconds per element. No algorithm lives here; the stages wire plain functions of their own.
 
 Only FnApiRunner in one process is used locally: DirectRunner looks for a runner to download, and
-`multi_threading` loses elements without an error. Another runner is a matter of `options`. Stages take `beam` from here, so that
-importing it stays quiet.
+`multi_threading` loses elements without an error. Another runner is a matter of `options`. Stages
+take `beam` itself from here, for importing it is noisy.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -12,6 +11,7 @@ import pytest
 from pipelines.beam import (
     CountMismatchError,
     TableCoder,
+    beam,
     check_counts,
     count,
     read_parquet,

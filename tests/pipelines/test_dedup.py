@@ -1,0 +1,221 @@
+"""Repeats are found, verified and clustered the same way whatever the order; nothing is lost."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import dedup as module
+from pipelines import ids, schemas
+from pipelines.dedup import DedupSettings, dedup
+from pipelines.errors import BadInputError
+from pipelines.minhash import jaccard, matrix, shingles, signatures
+
+LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+NEAR = LONG + " sixteen"  # 11 of 12 shingles: 0.92
+FAR = LONG.replace("eight", "acht")  # 6 of 16
+
+
+def number(value):
+    return value.to_bytes(16, "big")
+
+
+def write(path, rows, row_group_size=1000):
+    """`rows`: (trajectory number, prompt number, source, text)."""
+    trajectory, prompt, source, text = zip(*rows, strict=True) if rows else ((), (), (), ())
+    table = pa.table(
+        {
+            "trajectory_id": ids.array(map(number, trajectory)),
+            "prompt_id": ids.array(map(number, prompt)),
+            "source": pa.array(source, pa.string()),
+            "text": pa.array(text, pa.string()),
+        }
+    )
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return path
+
+
+def clusters(result, scope):
+    """{cluster number: (kind, member numbers)}, after a check of the columns that follow."""
+    found = {}
+    for row in result.duplicates.to_pylist():
+        if row["scope"] != scope:
+            continue
+        cluster, member = int(row["cluster_id"]), int(row["trajectory_id"])
+        kind, members = found.setdefault(cluster, (row["kind"], []))
+        members.append(member)
+        assert row["kind"] == kind
+        assert row["representative"] == (member == cluster)
+    for row in result.duplicates.filter(pc.equal(result.duplicates["scope"], scope)).to_pylist():
+        assert row["size"] == len(found[int(row["cluster_id"])][1])
+    return found
+
+
+def books(result, source):
+    rows = [row for row in result.counts.to_pylist() if row["source"] == source]
+    return {row["reason"] or row["what"]: row["rows"] for row in rows}
+
+
+def corpus(seed=0, families=40):
+    """Families of near-equal texts over a few prompts, some identical, some empty, shuffled."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(families):
+        words = [f"w{n}" for n in rng.integers(0, 3000, rng.integers(3, 60))]
+        for _ in range(rng.integers(1, 6)):
+            mine = list(words)
+            for _ in range(rng.integers(0, 3)):
+                mine[rng.integers(len(mine))] = f"w{rng.integers(3000)}"
+            rows.append(" ".join(mine))
+    rows += ["", " \n", "\u200b", "yes", "yes", "Yes", "no"]
+    numbers = rng.permutation(len(rows)) + 1
+    return [
+        (int(n), int(rng.integers(1, 5)), "abc"[n % 3], text)
+        for n, text in zip(numbers, rows, strict=True)
+    ]
+
+
+def test_identical_and_near_texts_within_a_prompt_and_across(tmp_path):
+    rows = [
+        (1, 1, "s", LONG),
+        (2, 1, "s", LONG),
+        (3, 1, "s", NEAR),
+        (4, 1, "s", FAR),
+        (5, 2, "s", NEAR),
+        (6, 2, "s", "short one"),
+        (7, 3, "s", "short one"),
+        (8, 3, "s", "Short  one"),
+        (9, 3, "s", " \u200b "),
+        (10, 3, "s", ""),
+        (11, 3, "s", ""),
+    ]
+    result = dedup([write(tmp_path / "in.parquet", rows)], DedupSettings(), tmp_path / "work")
+    assert clusters(result, "prompt") == {1: ("near", [1, 2, 3]), 7: ("near", [7, 8])}
+    assert clusters(result, "corpus") == {1: ("near", [1, 2, 3, 5]), 6: ("near", [6, 7, 8])}
+    assert books(result, "s") == {"in": 11, "out": 5, "empty": 3, "exact": 1, "near": 2}
+    assert result.duplicates.schema == schemas.DUPLICATES.schema
+    assert result.counts.schema == schemas.COUNTS.schema
+
+
+def test_only_identical_texts_make_an_exact_cluster(tmp_path):
+    rows = [(3, 1, "s", LONG), (1, 1, "s", LONG), (2, 2, "t", LONG)]
+    result = dedup([write(tmp_path / "in.parquet", rows)], DedupSettings(), tmp_path)
+    assert clusters(result, "prompt") == {1: ("exact", [1, 3])}
+    assert clusters(result, "corpus") == {1: ("exact", [1, 2, 3])}
+    assert books(result, "s") == {"in": 2, "out": 1, "empty": 0, "exact": 1, "near": 0}
+    assert books(result, "t") == {"in": 1, "out": 1, "empty": 0, "exact": 0, "near": 0}
+
+
+def test_texts_of_other_prompts_do_not_join_a_prompts_answers(tmp_path):
+    """a ~ b ~ c, a and c too far apart: one cluster only where all three are present."""
+    words = [f"w{n}" for n in range(40)]
+    a, b, c = " ".join(words[:36]), " ".join(words[2:38]), " ".join(words[4:])
+    left, right = np.array([0, 1, 0]), np.array([1, 2, 2])
+    assert (jaccard(shingles(pa.array([a, b, c])), left, right) >= 0.85).tolist() == [1, 1, 0]
+    rows = [(1, 1, "s", a), (2, 2, "s", b), (3, 1, "s", c)]
+    settings = DedupSettings(threshold=0.85)
+    result = dedup([write(tmp_path / "in.parquet", rows)], settings, tmp_path)
+    assert clusters(result, "prompt") == {}
+    assert clusters(result, "corpus") == {1: ("near", [1, 2, 3])}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_order_files_and_batches_change_nothing(tmp_path, monkeypatch, seed):
+    rows = corpus(seed)
+    expected = dedup([write(tmp_path / "0.parquet", rows)], DedupSettings(), tmp_path / "a")
+    order = np.random.default_rng(seed).permutation(len(rows))
+    shuffled = [rows[i] for i in order]
+    files = [
+        write(tmp_path / "1.parquet", shuffled[:50], 7),
+        write(tmp_path / "2.parquet", [], 7),
+        write(tmp_path / "3.parquet", shuffled[50:], 1000),
+    ]
+    monkeypatch.setattr(module, "BATCH_ROWS", 16)
+    monkeypatch.setattr("pipelines.near.SHARD_KEYS", 50)
+    monkeypatch.setattr("pipelines.near.VERIFY_PAIRS", 11)
+    result = dedup(files, DedupSettings(), tmp_path / "b")
+    assert result.duplicates.equals(expected.duplicates)
+    assert result.counts.equals(expected.counts)
+    before, after = (pq.read_table(r.signatures) for r in (expected, result))
+    assert ids.storage(after["trajectory_id"]).to_pylist() == [number(row[0]) for row in shuffled]
+    assert np.array_equal(matrix(after["signature"]), matrix(before["signature"])[order])
+
+
+def test_clusters_are_those_of_all_pairs_compared(tmp_path):
+    rows = sorted(corpus(families=60))
+    result = dedup([write(tmp_path / "in.parquet", rows)], DedupSettings(), tmp_path)
+    texts = [text for *_, text in rows]
+    left, right = np.triu_indices(len(rows), 1)
+    near = jaccard(shingles(pa.array(texts)), left, right) >= 0.8
+    for scope in schemas.SCOPES:
+        same = np.array([scope == "corpus" or a[1] == b[1] for a in rows for b in rows])
+        joined = near & same.reshape(len(rows), -1)[left, right]
+        smallest = module.components(len(rows), left[joined], right[joined])
+        sizes = Counter(smallest.tolist())
+        expected = {}
+        for i, label in enumerate(smallest.tolist()):
+            if sizes[label] > 1:
+                expected.setdefault(rows[label][0], []).append(rows[i][0])
+        found = {key: sorted(members) for key, (_, members) in clusters(result, scope).items()}
+        assert found == expected
+        assert len(found) > 5
+
+
+def test_books_balance_by_source(tmp_path):
+    rows = corpus()
+    result = dedup([write(tmp_path / "in.parquet", rows)], DedupSettings(), tmp_path)
+    for source, total in Counter(source for _, _, source, _ in rows).items():
+        book = books(result, source)
+        assert book.pop("in") == total == sum(book.values())
+
+
+def test_a_frequent_answer_in_many_spellings_stays_linear(tmp_path):
+    rows = [(n + 1, 1, "s", LONG + " " * n) for n in range(600)]
+    result = dedup([write(tmp_path / "in.parquet", rows)], DedupSettings(), tmp_path)
+    assert clusters(result, "prompt") == {1: ("near", list(range(1, 601)))}
+
+
+def test_nothing_in_nothing_out(tmp_path):
+    result = dedup([write(tmp_path / "in.parquet", [])], DedupSettings(), tmp_path)
+    assert result.duplicates.num_rows == result.counts.num_rows == 0
+    assert pq.read_table(result.signatures).num_rows == 0
+
+
+def test_only_empty_answers(tmp_path):
+    rows = [(1, 1, "s", ""), (2, 1, "s", "")]
+    result = dedup([write(tmp_path / "in.parquet", rows)], DedupSettings(), tmp_path)
+    assert result.duplicates.num_rows == 0
+    assert books(result, "s") == {"in": 2, "out": 0, "empty": 2, "exact": 0, "near": 0}
+
+
+def test_signatures_file_holds_the_signatures_and_nothing_else_is_left(tmp_path):
+    rows = corpus()
+    steps = []
+    result = dedup(
+        [write(tmp_path / "in.parquet", rows)],
+        DedupSettings(permutations=112),
+        tmp_path / "work",
+        lambda done, total, note: steps.append((done, total, note)),
+    )
+    made = matrix(pq.read_table(result.signatures)["signature"])
+    expected = signatures(
+        shingles(pa.array([row[3] for row in rows])), DedupSettings(permutations=112)
+    )
+    assert np.array_equal(made, expected)
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["signatures.parquet"]
+    assert steps[-1][:2] == (len(rows), len(rows))
+
+
+def test_bad_input_is_named(tmp_path):
+    twice = write(tmp_path / "a.parquet", [(1, 1, "s", "x"), (1, 1, "s", "y")])
+    with pytest.raises(BadInputError, match=r"1 trajectory ids come more than once, .*00000001;"):
+        dedup([twice], DedupSettings(), tmp_path)
+    null = write(tmp_path / "b.parquet", [(1, 1, "s", None)])
+    with pytest.raises(BadInputError, match=r"b.parquet: column text holds nulls"):
+        dedup([null], DedupSettings(), tmp_path)
+    pq.write_table(pq.read_table(null).drop_columns(["source"]), tmp_path / "c.parquet")
+    with pytest.raises(BadInputError, match=r"c.parquet: .* missing: \['source'\]"):
+        dedup([tmp_path / "c.parquet"], DedupSettings(), tmp_path)
