@@ -56,6 +56,11 @@ def text(value: bytes | UUID) -> str:
     return str(value if isinstance(value, UUID) else UUID(bytes=value))
 
 
+def from_text(written: str) -> bytes:
+    """The raw id behind its written form."""
+    return UUID(written).bytes
+
+
 def array(values: Iterable[bytes | None]) -> pa.ExtensionArray:
     """Raw ids as an Arrow array of type `pa.uuid()`."""
     return pa.ExtensionArray.from_storage(pa.uuid(), pa.array(list(values), pa.binary(16)))

@@ -1,0 +1,78 @@
+"""What a run configuration may say: one strict section per stage, each defined beside its stage.
+
+Where things lie is in `workspace.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from pipelines.dedup import DedupSettings
+from pipelines.embedded import PreferenceSettings, PromptSettings
+from pipelines.groups import GroupSettings
+from pipelines.pairs import PairSettings
+from pipelines.prompts import SplitSettings
+from pipelines.rollouts import RolloutSettings
+from pipelines.settings import Settings, load_yaml
+from trainer.evaluate import EvaluationSettings
+from trainer.settings import LanguageModelSettings, TrainSettings
+
+
+class LakeSettings(Settings):
+    """Limits of a lake connection."""
+
+    threads: int = Field(2, ge=1)
+    memory_limit: str = "2GB"
+
+
+class BackboneSettings(Settings):
+    """The decoder that reward models start from."""
+
+    vocabulary: int = Field(2048, ge=300, description="tokens of its tokenizer")
+    tokenizer_texts: int = Field(20_000, ge=1, description="texts the tokenizer is trained on")
+    max_documents: int = Field(200_000, ge=1)
+    model: LanguageModelSettings = LanguageModelSettings()
+
+
+class RunConfig(Settings):
+    """One corpus and what is trained on it: `pool` (rollouts) or `recorded` (existing answers)."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    pool: str | None = Field(None, description="pool file, relative to this one")
+    recorded: bool = Field(False, description="read trajectories from --data")
+    threads: int = Field(2, ge=1, description="torch threads of rollouts and training")
+    lake: LakeSettings = LakeSettings()
+    split: SplitSettings = SplitSettings()
+    prompts: PromptSettings = PromptSettings()
+    rollouts: RolloutSettings = RolloutSettings()
+    preferences: PreferenceSettings = PreferenceSettings()
+    dedup: DedupSettings = DedupSettings()
+    pairs: PairSettings = PairSettings()
+    groups: GroupSettings = GroupSettings()
+    backbone: BackboneSettings = BackboneSettings()
+    pretrain: TrainSettings = TrainSettings()
+    finetune: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> RunConfig:
+        if self.recorded == (self.pool is not None):
+            msg = "say either `pool: FILE` (policies that answer) or `recorded: true` (--data)"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether trajectories are read instead of made."""
+        return self.recorded
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a run configuration.
+
+    Raises:
+        ConfigError: unknown keys (the nearest valid one is named) or values that do not hold.
+    """
+    return load_yaml(path, RunConfig)

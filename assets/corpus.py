@@ -1,0 +1,432 @@
+"""The corpus side of the graph: trajectories, duplicates, pairs, preferences, groups.
+
+Each asset reads the lake, calls one function of `pipelines`, and publishes in one transaction.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from assets import plots
+from assets.results import (
+    count_plot,
+    made,
+    of_sources,
+    progress_of,
+    replace_counts,
+    sources_sql,
+    table_link,
+)
+from assets.stages import POLICY_PARTITIONS, asset_kwargs, stages
+from assets.workspace import Workspace
+from pipelines.errors import PolicyUnavailableError
+from pipelines.lake import Change, Lake, Replace, Upsert
+
+AUTHOR = "polar"
+
+
+def sources_of(workspace: Workspace, lake: Lake) -> list[str]:
+    """The prompt sources of this configuration: what its stages read and replace."""
+    if not workspace.config.is_recorded:
+        return [workspace.pool.source]
+    rows = lake.query(
+        "select distinct source from counts where stage = 'ingest' order by 1"
+    ).to_pylist()
+    return [row["source"] for row in rows]
+
+
+def fresh_work(workspace: Workspace, name: str) -> Path:
+    """An empty folder for a stage's files."""
+    work = workspace.work_dir / name
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    return work
+
+
+@dg.asset(
+    **asset_kwargs("trajectories"),
+    pool="rollouts",
+    description="Answers of one policy to its prompts, one partition a policy. Only what is wanted "
+    "and not yet there is made; a stopped run goes on from its last batch.",
+)
+def trajectories(
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.MaterializeResult:
+    """Wanted less present, asked of the policy's engine, published in one transaction."""
+    from pipelines import embedded, rollouts
+    from pipelines.engines.local import LocalEngine
+
+    settings, source = workspace.config.rollouts, workspace.pool.source
+    with workspace.lake() as lake:
+        policies = lake.query("from policies where source = ?", [source])
+        prompts = lake.query("from prompts where source = ?", [source])
+        named = policies.filter(pc.equal(policies["name"], context.partition_key))
+        if not named.num_rows:
+            msg = f"policy {context.partition_key!r} is not registered: materialise `policies`"
+            raise PolicyUnavailableError(msg)
+        policy = named.to_pylist()[0]
+        present = lake.query(
+            "select trajectory_id from trajectories where policy_id = ?", [policy["policy_id"]]
+        )
+        spec = next(p for p in workspace.pool.policies if p.name == context.partition_key)
+        assignment = rollouts.assign(prompts, policies, settings)
+        mine = assignment.filter(
+            pc.equal(assignment["policy_id"].cast(pa.binary(16)), policy["policy_id"].bytes)
+        )
+        engine = LocalEngine(spec.folder(workspace.home), threads=workspace.config.threads)
+        try:
+            result = rollouts.rollout(
+                policy,
+                prompts.join(mine, "prompt_id"),
+                engine,
+                settings,
+                workspace.staging_dir,
+                present=present["trajectory_id"],
+                check=embedded.check,
+                progress=progress_of(context, workspace),
+            )
+        finally:
+            engine.close()
+        changes: list[Change] = [
+            Upsert("trajectories", result.files),
+            Replace(
+                "counts", result.counts, f"stage = 'rollouts' and label = '{policy['name']}'"
+            ),
+        ]
+        snapshot = lake.publish(
+            AUTHOR, f"trajectories of {policy['name']}: {result.made:,} made", changes
+        )
+        totals = lake.query(
+            "select count(*) as answers, avg(length(text)) as characters, "
+            "avg(correct::int) as correct from trajectories where policy_id = ?",
+            [policy["policy_id"]],
+        ).to_pylist()[0]
+    rollouts.clear_staging(workspace.staging_dir, policy["policy_id"].bytes)
+    return made(
+        context,
+        workspace,
+        {
+            "dagster/row_count": totals["answers"],
+            "made now": result.made,
+            "mean characters": round(totals["characters"] or 0.0, 1),
+            "share correct": round(totals["correct"], 3) if totals["correct"] is not None else "",
+            "excluded": result.excluded.num_rows,
+            "snapshot": snapshot,
+            "counts": count_plot(f"answers of {policy['name']}", result.counts),
+            **table_link("trajectories"),
+        },
+    )
+
+
+@dg.multi_asset(
+    specs=[
+        dg.AssetSpec(
+            name,
+            group_name="pool" if name in ("policies", "prompts") else "corpus",
+            description=f"The {name} of the recorded data.",
+            kinds={"ducklake"},
+        )
+        for name in stages(recorded=True)["recorded"].outputs
+    ],
+    name="recorded",
+    description="Existing trajectories: read, checked, bad rows set aside, published at once.",
+)
+def recorded(
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+) -> Iterator[dg.MaterializeResult]:
+    """Ingest a folder of recorded trajectories in one transaction."""
+    from pipelines.engines.recorded import ingest
+
+    data = workspace.recorded_data()
+    found = ingest(data, workspace.config.split, progress_of(context, workspace))
+    sources = sorted(set(found.counts["source"].to_pylist()))
+    inside = sources_sql(sources)
+    with workspace.lake() as lake:
+        snapshot = lake.publish(
+            AUTHOR,
+            f"ingest of {data.name}: {found.trajectories.num_rows:,} trajectories",
+            [
+                Replace("trajectories", found.trajectories, of_sources(sources)),
+                Replace("preferences", found.preferences, of_sources(sources)),
+                Replace("policies", found.policies, f"source in ({inside})"),
+                Replace("prompts", found.prompts, f"source in ({inside})"),
+                Replace("quarantine", found.quarantine, "true"),
+                replace_counts(found.counts, "ingest", sources),
+            ],
+        )
+    for name in stages(recorded=True)["recorded"].outputs:
+        table: pa.Table = getattr(found, name)
+        metadata: dict[str, Any] = {
+            "dagster/row_count": table.num_rows,
+            "quarantined": found.quarantine.num_rows,
+            "snapshot": snapshot,
+            **table_link(name),
+        }
+        if "source" in table.column_names:
+            counted = table.group_by("source").aggregate([([], "count_all")]).to_pylist()
+            rows = {row["source"]: row["count_all"] for row in counted}
+            metadata["by source"] = plots.bars(f"{name} by source", rows)
+        yield made(context, workspace, metadata, asset=name)
+
+
+@dg.asset(
+    **asset_kwargs("duplicates"),
+    pool="corpus",
+    description="Equal and near-equal answers: exact hash, then MinHash-LSH verified by exact "
+    "Jaccard, within each prompt and across the corpus.",
+)
+def duplicates(
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.MaterializeResult:
+    """Clusters of repeated answers; nothing is removed."""
+    from pipelines.dedup import dedup
+
+    work = fresh_work(workspace, "duplicates")
+    texts = work / "texts.parquet"
+    with workspace.lake() as lake:
+        sources = sources_of(workspace, lake)
+        lake.copy(
+            "select t.trajectory_id, t.prompt_id, p.source, t.text from trajectories t "
+            f"join prompts p using (prompt_id) where p.source in ({sources_sql(sources)}) "
+            "order by t.prompt_id, t.trajectory_id",
+            texts,
+        )
+        result = dedup(
+            [texts], workspace.config.dedup, work, progress=progress_of(context, workspace)
+        )
+        shutil.copyfile(result.signatures, signatures_file(workspace))
+        snapshot = lake.publish(
+            AUTHOR,
+            f"duplicates: {result.duplicates.num_rows:,} members of clusters",
+            [
+                Replace(
+                    "duplicates",
+                    result.duplicates,
+                    "trajectory_id in (select trajectory_id from trajectories where "
+                    f"{of_sources(sources)}) or trajectory_id not in "
+                    "(select trajectory_id from trajectories)",
+                ),
+                replace_counts(result.counts, "dedup", sources),
+            ],
+        )
+        rows = lake.query(
+            "select scope, kind, count(distinct cluster_id) as clusters, count(*) as members "
+            "from duplicates group by all order by all"
+        ).to_pylist()
+    shutil.rmtree(work)
+    bars = {f"{row['scope']}, {row['kind']}": row["members"] for row in rows}
+    return made(
+        context,
+        workspace,
+        {
+            "dagster/row_count": result.duplicates.num_rows,
+            "snapshot": snapshot,
+            "clusters": plots.table(rows),
+            "members": plots.bars("members of clusters", bars),
+            **table_link("duplicates"),
+        },
+    )
+
+
+def signatures_file(workspace: Workspace) -> Path:
+    """Where the MinHash signatures of this configuration's answers are kept for `pairs`."""
+    workspace.work_dir.mkdir(parents=True, exist_ok=True)
+    return workspace.work_dir / "signatures.parquet"
+
+
+@dg.asset(
+    **asset_kwargs("pairs"),
+    pool="corpus",
+    description="Two answers to one prompt with a label: same_policy, cross_policy or ambiguous. "
+    "What the rules and the budget leave out is counted.",
+)
+def pairs(
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.MaterializeResult:
+    """Label every pair of answers to one prompt; keep those of the budget."""
+    from pipelines.labels import input_sql
+    from pipelines.pairs import label_shares, make_pairs, pair_rulers
+
+    work = fresh_work(workspace, "pairs")
+    with workspace.lake() as lake:
+        sources = sources_of(workspace, lake)
+        lake.copy(input_sql(sources, signatures_file(workspace)), work / "answers.parquet")
+        result = make_pairs(
+            work / "answers.parquet",
+            workspace.config.pairs,
+            work,
+            progress=progress_of(context, workspace),
+        )
+        snapshot = lake.publish(
+            AUTHOR,
+            f"pairs: {result.rows:,} labelled",
+            [
+                Replace("pairs", result.files, of_sources(sources)),
+                replace_counts(result.counts, "pairs", sources),
+            ],
+        )
+        balance = lake.query("from pair_balance").to_pylist()
+        rulers = pair_rulers(
+            lake.query(
+                "select split, label, similarity, length_ratio from pairs "
+                f"where label <> 'ambiguous' and {of_sources(sources)}"
+            )
+        ).to_pylist()
+    shutil.rmtree(work)
+    labels: dict[str, int] = {}
+    for row in result.counts.to_pylist():
+        if row["what"] == "out":
+            labels[row["label"]] = labels.get(row["label"], 0) + row["rows"]
+    return made(
+        context,
+        workspace,
+        {
+            "dagster/row_count": result.rows,
+            "snapshot": snapshot,
+            "labels": plots.bars("pairs by label", labels),
+            "balance": plots.table(balance),
+            "label shares": plots.table(label_shares(result.counts).to_pylist()),
+            "rulers on pairs": plots.table(rulers),
+            "kept out": count_plot("pairs kept out, by reason", result.counts),
+            **table_link("pairs", "select label, count(*) from pairs group by 1"),
+        },
+    )
+
+
+@dg.asset(
+    **asset_kwargs("preferences"),
+    pool="corpus",
+    description="Right against wrong answers of the embedded pool, matched in length, with a "
+    "reference that is worded differently.",
+)
+def preferences(
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.MaterializeResult:
+    """Judgements by an exact check of the answers."""
+    from pipelines import embedded
+
+    with workspace.lake() as lake:
+        source = workspace.pool.source
+        found = embedded.preferences(
+            lake.query(
+                "select t.*, y.name as policy, y.policy_group from trajectories t "
+                "join policies y using (policy_id) join prompts p using (prompt_id) "
+                "where p.source = ? order by t.trajectory_id",
+                [source],
+            ),
+            lake.query("from prompts where source = ? order by prompt_id", [source]),
+            workspace.config.preferences,
+        )
+        snapshot = lake.publish(
+            AUTHOR,
+            f"preferences: {found.num_rows:,}",
+            [Replace("preferences", found, of_sources([source]))],
+        )
+    by_category = found.group_by("category").aggregate([([], "count_all")]).to_pylist()
+    return made(
+        context,
+        workspace,
+        {
+            "dagster/row_count": found.num_rows,
+            "snapshot": snapshot,
+            "by category": plots.bars(
+                "preferences", {row["category"]: row["count_all"] for row in by_category}
+            ),
+            **table_link("preferences", "from preference_by_category"),
+        },
+    )
+
+
+@dg.asset(
+    **asset_kwargs("groups"),
+    pool="corpus",
+    description="References with their candidates, balanced so that candidates alone tell "
+    "nothing, and the groups files that training reads.",
+)
+def groups(
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.MaterializeResult:
+    """Policy groups from answers, preference groups from preferences, and their files."""
+    from pipelines.groups import export_groups, make_groups, preference_groups
+    from pipelines.labels import input_sql
+
+    work = fresh_work(workspace, "groups")
+    with workspace.lake() as lake:
+        sources = sources_of(workspace, lake)
+        lake.copy(input_sql(sources), work / "answers.parquet")
+        before = lake.snapshot()
+        found, counts = make_groups(
+            work / "answers.parquet",
+            workspace.config.groups,
+            work,
+            snapshot=before,
+            progress=progress_of(context, workspace),
+        )
+        preferred, preferred_counts = preference_groups(lake, sources, snapshot=before)
+        snapshot = lake.publish(
+            AUTHOR,
+            f"groups: {found.num_rows:,} of policies, {preferred.num_rows:,} of preferences",
+            [
+                Replace("groups", pa.concat_tables([found, preferred]), of_sources(sources)),
+                replace_counts(pa.concat_tables([counts, preferred_counts]), "groups", sources),
+            ],
+        )
+        written = {}
+        for wrapper in ("pretrain", "sft"):
+            for split in ("train", "eval"):
+                path = workspace.groups_file(wrapper, split)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                written[f"{wrapper}, {split}"] = export_groups(
+                    lake, path, wrapper=wrapper, split=split, sources=sources
+                )
+    shutil.rmtree(work)
+    return made(
+        context,
+        workspace,
+        {
+            "dagster/row_count": found.num_rows + preferred.num_rows,
+            "snapshot": snapshot,
+            "files": dg.MetadataValue.path(str(workspace.groups_file("sft", "eval").parent)),
+            "groups": plots.bars("groups by wrapper and split", written),
+            "kept out": count_plot("kept out, by reason", counts),
+            **table_link("triples"),
+        },
+    )
+
+
+def find_similar(workspace: Workspace, text: str, top: int) -> list[dict[str, Any]]:
+    """Trajectories near a text, with their policy and text."""
+    from pipelines.similar import similar
+
+    with workspace.lake(read_only=True) as lake:
+        sources = sources_of(workspace, lake)
+        corpus = lake.query(
+            "select t.trajectory_id, t.text, y.name as policy from trajectories t "
+            "join policies y using (policy_id) join prompts p using (prompt_id) "
+            f"where p.source in ({sources_sql(sources)})"
+        )
+    found = similar(
+        text, corpus, workspace.config.dedup, signatures=signatures_file(workspace), top=top
+    )
+    rows = {row["trajectory_id"]: row for row in corpus.to_pylist()}
+    return [
+        {
+            "similarity": row["similarity"],
+            "trajectory_id": str(row["trajectory_id"]),
+            "policy": rows[row["trajectory_id"]]["policy"],
+            "text": rows[row["trajectory_id"]]["text"],
+        }
+        for row in found.to_pylist()
+    ]
+
+
+POOL_ASSETS = [trajectories, preferences]
+ASSETS = [duplicates, pairs, groups]
+PARTITIONS = POLICY_PARTITIONS
