@@ -216,7 +216,7 @@ class Template:
         return sequences
 
 
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+def common_prefix(sequences: Sequence[Sequence[int] | np.ndarray]) -> int:
     """How many leading ids all sequences share, leaving each at least its last id."""
     shortest = min(map(len, sequences)) - 1
     first = np.asarray(sequences[0][:shortest])

@@ -1,13 +1,19 @@
-"""Tiny random backbones and tokenizers, made on the spot; everyone who tests the trainer uses them."""
+"""Tiny random backbones and tokenizers, made on the spot, for everyone who tests the trainer."""
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trainer.data import GROUPS_SCHEMA
 
 TEXT = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
@@ -27,7 +33,7 @@ def byte_level_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
 
 
 def metaspace_tokenizer(vocab_size: int = 400, scheme: str = "first") -> PreTrainedTokenizerFast:
-    """SentencePiece-like: spaces become metaspace, a prefix one at the start, bytes as fall-back."""
+    """SentencePiece-like: metaspace for spaces, one more at the start, bytes as the fall-back."""
     backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
     backend.decoder = decoders.Sequence(
@@ -51,9 +57,9 @@ def _finish(backend, vocab_size, alphabet, extra=()) -> PreTrainedTokenizerFast:
     )
     backend.train_from_iterator(TEXT * 4, trainer)
     if extra:  # byte pieces belong to the model, they are not tokens of their own
-        state = __import__("json").loads(backend.to_str())
+        state = json.loads(backend.to_str())
         state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in special]
-        backend = Tokenizer.from_str(__import__("json").dumps(state))
+        backend = Tokenizer.from_str(json.dumps(state))
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
     )
@@ -88,4 +94,56 @@ def backbone(tmp_path_factory, tokenizer) -> Path:
     path = tmp_path_factory.mktemp("backbone")
     tiny_llama(len(tokenizer)).save_pretrained(path)
     tokenizer.save_pretrained(path)
+    return path
+
+
+STYLES = {"shout": str.upper, "dots": lambda s: s.replace(" ", ".. "), "plain": str.lower}
+
+
+def make_groups(n: int, *, wrapper: str = "pretrain", seed: int = 0, k: int = 3) -> pa.Table:
+    """Groups that can be learned: a candidate is better if its style is the reference's."""
+    rng = random.Random(seed)
+    words = " ".join(TEXT).split()
+    rows = []
+    for number in range(n):
+        styles = rng.sample(sorted(STYLES), 3)[: max(2, min(k, 3))]
+        styles += rng.choices(styles[1:], k=k - len(styles))
+
+        def answer(style: str) -> str:
+            return STYLES[style](" ".join(rng.choices(words, k=rng.randint(3, 9))))
+
+        candidates = [
+            {
+                "trajectory_id": f"t{number}-{i}",
+                "text": answer(style),
+                "rank": int(i > 0),
+                "policy_id": style,
+                "relation": "same_policy" if i == 0 else "other_family",
+                "policy_group": style,
+            }
+            for i, style in enumerate(styles)
+        ]
+        rng.shuffle(candidates)
+        rows.append(
+            {
+                "group_id": f"g{number}",
+                "wrapper": wrapper,
+                "prompt": [{"role": "user", "content": " ".join(rng.choices(words, k=6))}],
+                "reference": answer(styles[0]),
+                "candidates": candidates,
+                "category": "style",
+                "split": "eval" if number % 5 == 4 else "train",
+                "cell": "seen",
+                "prompt_group": f"p{number % 7}",
+                "policy_group": styles[0],
+            }
+        )
+    return pa.Table.from_pylist(rows, GROUPS_SCHEMA)
+
+
+@pytest.fixture(scope="session")
+def groups_file(tmp_path_factory) -> Path:
+    """120 groups of three, every fifth of them in split `eval`."""
+    path = tmp_path_factory.mktemp("groups") / "groups.parquet"
+    pq.write_table(make_groups(120), path)
     return path

@@ -1,0 +1,111 @@
+"""The trainer's own command line: `python -m trainer pretrain|finetune|evaluate|score`.
+
+It reads and writes files only; the commands with the same names under `polar` call the same
+functions.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+
+from trainer.errors import TrainerError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0])
+
+
+class WrapperName(StrEnum):
+    """How prompt and response are joined."""
+
+    pretrain = "pretrain"
+    sft = "sft"
+
+
+Groups = Annotated[
+    list[Path], typer.Option("--groups", help="groups file, Parquet or JSONL; may be repeated")
+]
+Start = Annotated[
+    Path, typer.Option("--start", help="language-model or POLAR checkpoint to start from")
+]
+Out = Annotated[Path, typer.Option("--out", help="folder for the checkpoint; resumed if present")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="YAML with any of TrainSettings' values")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="one setting as name=value, e.g. --set lr=3e-4; may be repeated"),
+]
+
+
+@app.command()
+def pretrain(
+    groups: Groups, start: Start, out: Out, config: Config = None, set_: Set = None
+) -> None:
+    """Train on policy discrimination; scores use the wrapper `pretrain` unless told otherwise."""
+    _train("pretrain", groups, start, out, config, set_)
+
+
+@app.command()
+def finetune(
+    groups: Groups, start: Start, out: Out, config: Config = None, set_: Set = None
+) -> None:
+    """Train on ranked answers; scores use the wrapper `sft` unless told otherwise."""
+    _train("finetune", groups, start, out, config, set_)
+
+
+def _train(
+    stage: Literal["pretrain", "finetune"],
+    groups: list[Path],
+    start: Path,
+    out: Path,
+    config: Path | None,
+    values: list[str] | None,
+) -> None:
+    from trainer.loop import train
+    from trainer.settings import read_settings
+
+    summary = train(
+        groups, start, out, read_settings(config, values or []), stage=stage, progress=_progress
+    )
+    loss, accuracy = summary["loss"], summary["accuracy"]
+    typer.echo(
+        f"{out}: {summary['steps']} steps, {summary['pairs']} pairs, "
+        f"{summary['seconds']:.0f} s, loss {loss:.4f}, accuracy {accuracy:.4f}"
+    )
+
+
+@app.command()
+def score(
+    checkpoint: Annotated[Path, typer.Argument(help="folder of a POLAR checkpoint")],
+    source: Annotated[str, typer.Option("--input", help="JSONL of items, or - for stdin")],
+    wrapper: Annotated[
+        WrapperName | None, typer.Option(help="for items that name none themselves")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="an object a line, not a number")] = False,
+) -> None:
+    """Score items with `prompt`, `reference` and `output`; one line each, in their order."""
+    from trainer.score import score_command
+
+    score_command(checkpoint, source, wrapper=cast(Any, wrapper and wrapper.value), json=json)
+
+
+def _progress(done: int, total: int, note: str) -> None:
+    if sys.stderr.isatty():
+        typer.echo(f"\r{100 * done // max(total, 1):3d} %  {note:<60}", nl=False, err=True)
+
+
+def main() -> None:
+    """Run a command; a fault the user can mend is one line on standard error, status 2."""
+    try:
+        app()
+    except TrainerError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

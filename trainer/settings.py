@@ -1,0 +1,92 @@
+"""What decides a training run, and reading it from YAML and from `name=value` words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from trainer.errors import TrainerError
+from trainer.optim import OptimSettings
+from trainer.template import Limits
+
+
+class TrainSettings(OptimSettings):
+    """Everything that decides what a training run computes, and how often it logs and saves.
+
+    The run ends with whichever of `epochs`, `max_steps` and `max_seconds` comes first, and the
+    learning rate falls towards that end; with `max_seconds` it depends on the clock.
+    """
+
+    epochs: int = Field(default=1, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    max_seconds: float | None = Field(default=None, gt=0)
+    batch_groups: int = Field(default=32, ge=1)
+    micro_tokens: int = Field(default=16384, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    layout: Literal["shared", "separate"] = "shared"
+    seed: int = Field(default=0, ge=0)
+    max_length: int | None = None
+    max_response_length: int | None = None
+    log_every: int = Field(default=10, ge=1)
+    save_seconds: float = Field(default=60.0, gt=0)
+
+    @model_validator(mode="after")
+    def _both_limits(self) -> TrainSettings:
+        if (self.max_length is None) != (self.max_response_length is None):
+            msg = "give max_length and max_response_length together, or neither"
+            raise ValueError(msg)
+        return self
+
+    def limits(self) -> Limits | None:
+        """The limits named here, if any."""
+        if self.max_length is None or self.max_response_length is None:
+            return None
+        return Limits(self.max_length, self.max_response_length)
+
+
+def read_settings(config: Path | None, words: Sequence[str] = ()) -> TrainSettings:
+    """Settings from a YAML mapping, then from words like `lr=3e-4`, which come last.
+
+    Raises:
+        TrainerError: the file cannot be read, a name is unknown or a value does not fit; one line
+            a fault, unknown names with the nearest valid one.
+    """
+    values = _mapping(config) if config else {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not sign:
+            msg = f"{word!r}: a setting is written name=value, for example lr=3e-4"
+            raise TrainerError(msg)
+        values[name.strip()] = None if value in ("", "null", "none") else value
+    try:
+        return TrainSettings.model_validate(values)
+    except ValidationError as error:
+        where = str(config) if config else "settings"
+        raise TrainerError("\n".join(_fault(f, where) for f in error.errors())) from error
+
+
+def _mapping(config: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        msg = f"{config}: not a readable YAML file: {error}"
+        raise TrainerError(msg) from error
+    if not isinstance(values, dict):
+        msg = f"{config}: a mapping of setting names to values is expected"
+        raise TrainerError(msg)
+    return values
+
+
+def _fault(fault: Any, where: str) -> str:
+    name = ".".join(map(str, fault["loc"])) or "values"
+    if fault["type"] != "extra_forbidden":
+        return f"{where}: {name}: {fault['msg']} (given: {fault['input']!r})"
+    known = sorted(TrainSettings.model_fields)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return f"{where}: unknown setting {name!r}; {hint}"
