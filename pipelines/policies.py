@@ -221,10 +221,12 @@ def policies_table(
             raise ConfigError(msg)
     rows = [
         {
+            "policy_id": id_of[p.name],
             "name": p.name,
             "policy_group": p.group,
             "family": p.family or p.group,
             "kind": p.kind,
+            "parent": id_of.get(p.parent) if p.parent else None,
             "lineage_step": p.lineage_step,
             "source": pool.source,
             "revision": revisions[p.name],
@@ -235,14 +237,4 @@ def policies_table(
         }
         for p in present
     ]
-    parents = [id_of.get(p.parent) if p.parent else None for p in present]
-    columns = {"policy_id": ids.array(id_of.values()), "parent": ids.array(parents)}
-    return pa.Table.from_arrays(
-        [
-            columns[field.name]
-            if field.name in columns
-            else pa.array([row[field.name] for row in rows], field.type)
-            for field in schemas.POLICIES.schema
-        ],
-        schema=schemas.POLICIES.schema,
-    ), unavailable
+    return pa.Table.from_pylist(rows, schema=schemas.POLICIES.schema), unavailable

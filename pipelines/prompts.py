@@ -85,15 +85,10 @@ def prompts_table(rows: Iterable[Mapping[str, Any]], settings: SplitSettings) ->
         text = row["text"]
         group = row.get("prompt_group") or named.get(normalised(text)) or text_group(text)
         found[key] = {
-            **{column.name: row.get(column.name) for column in schemas.PROMPTS.columns},
+            **row,
+            "prompt_id": key,
             "kind": row.get("kind") or "instruction",
             "prompt_group": group,
             "split": side("prompt", group, settings),
         }
-    columns = [
-        ids.array(found)
-        if field.name == "prompt_id"
-        else pa.array([row[field.name] for row in found.values()], field.type)
-        for field in schemas.PROMPTS.schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schemas.PROMPTS.schema)
+    return pa.Table.from_pylist(list(found.values()), schema=schemas.PROMPTS.schema)
