@@ -1,7 +1,8 @@
 """Groups for policy discrimination: one reference, one answer of its policy, and K-1 of others.
 
 Who meets whom is in `blocks`; this room splits answers into cells, keeps whole blocks within caps
-and makes the table. Preference groups are in `preferences`, the trainer's file in `groups_file`.
+and makes the table. The other group rooms open from here too: preference groups, which are made in
+`preference_groups`, and the trainer's file, written in `groups_file`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
 from pipelines import ids, schemas
-from pipelines.beam import LOCAL, add, check_counts, run_pipeline
+from pipelines.beam import LOCAL, add, run_pipeline
 from pipelines.blocks import (
     Block,
     Draw,
@@ -33,7 +34,12 @@ from pipelines.blocks import (
     sibling_blocks,
 )
 from pipelines.chunks import PAIRS_PER_CHUNK, Progress, split_chunks, watching
+from pipelines.group_rows import CountKey, GroupRows, counts_table, split_name
+from pipelines.groups_file import export_groups
 from pipelines.labels import RELATIONS, Answers, label_pairs, read_answers, uniform
+from pipelines.preference_groups import preference_groups
+
+__all__ = ["GroupSettings", "export_groups", "make_groups", "preference_groups"]
 
 # A draft is a group and what caps go by: its kind, its block, the block's turn on its prompt.
 DRAFTS = pa.schema(
@@ -45,7 +51,6 @@ DRAFTS = pa.schema(
         pa.field("block", pa.uint64()),
     ]
 )
-Key = tuple[str, str, str, str, str]  # source, what, label, reason, split
 Pool = dict[int, list[Draw]]  # what each policy can draw
 
 
@@ -90,16 +95,16 @@ def make_groups(
 
     with watching(out, "*.done", len(chunks), "groups", progress):
         totals = run_pipeline(build, options)
-    counts: Counter[Key] = Counter({tuple(json.loads(key)): n for key, n in totals.items()})
+    counts: Counter[CountKey] = Counter({tuple(json.loads(key)): n for key, n in totals.items()})
     drafts = [pq.read_table(file) for file in sorted(out.glob("*.parquet"))]
     groups = cap(pa.concat_tables([pa.Table.from_batches([], DRAFTS), *drafts]), settings, counts)
     for (source, kind, *where), rows in _sizes(groups).items():
-        counts[source, "out", kind, "", _split_name(*where)] += rows
-    return groups.select(schemas.GROUPS.schema.names), counts_table("groups", counts)
+        counts[source, "out", kind, "", split_name(*where)] += rows
+    return groups.select(schemas.GROUPS.schema.names), counts_table(counts)
 
 
 def _write_chunk(path: str, settings: GroupSettings, snapshot: int, folder: Path) -> None:
-    counts: Counter[Key] = Counter()
+    counts: Counter[CountKey] = Counter()
     x = read_answers(feather.read_table(path))
     groups = cap(draft(x, settings, snapshot, counts), settings, counts)
     pq.write_table(groups, folder / f"{Path(path).stem}.parquet")
@@ -108,7 +113,9 @@ def _write_chunk(path: str, settings: GroupSettings, snapshot: int, folder: Path
     (folder / f"{Path(path).stem}.done").touch()
 
 
-def draft(x: Answers, settings: GroupSettings, snapshot: int, counts: Counter[Key]) -> pa.Table:
+def draft(
+    x: Answers, settings: GroupSettings, snapshot: int, counts: Counter[CountKey]
+) -> pa.Table:
     """All groups of some prompts with the columns of DRAFTS, before any cap."""
     rows = Rows(x)
     held = (x.cell == 0) & (uniform(x.words, settings.seed) < settings.seen_eval_share)
@@ -137,7 +144,7 @@ def _prompt_drafts(
     span: range,
     held: np.ndarray,
     settings: GroupSettings,
-    counts: Counter[Key],
+    counts: Counter[CountKey],
 ) -> Iterator[_Draft]:
     source = x.sources[x.source[span.start]]
     random = Random(f"{settings.seed} {x.prompt_id[span.start].as_py().hex()}")
@@ -152,7 +159,7 @@ def _prompt_drafts(
             kept, repeated = once(blocks, seen)
             random.shuffle(kept)
             yield from (_Draft(block, split, cell, kind, turn) for turn, block in enumerate(kept))
-            where = _split_name(split, cell)
+            where = split_name(split, cell)
             drawn, met = settings.rounds * len(able), sum(map(len, blocks))
             counts[source, "in", kind, "", where] += drawn
             counts[source, "excluded", kind, "no_partner", where] += drawn - met
@@ -165,7 +172,7 @@ def _pools(
     span: range,
     held: np.ndarray,
     settings: GroupSettings,
-    counts: Counter[Key],
+    counts: Counter[CountKey],
 ) -> dict[tuple[str, str], Pool]:
     """What the policies can draw on one prompt, by split and cell.
 
@@ -189,74 +196,57 @@ def _pools(
     return pools
 
 
-def _split_name(split: str, cell: str) -> str:
-    """How counts name where a group goes: train, or its evaluation cell."""
-    return "train" if split == "train" else cell
-
-
 def _drafts_table(x: Answers, drafts: list[_Draft], snapshot: int) -> pa.Table:
     """One row per group: block by block, each draw the reference and positive once."""
-    raw = x.trajectory_id.to_pylist()
-    group_ids, blocks, references, offsets, members, meta = [], [], [], [0], [], []
-    for item in drafts:
-        made = []
+    references: list[int] = []
+    members: list[int] = []
+    sizes: list[int] = []
+    of: list[int] = []
+    for number, item in enumerate(drafts):
         for draw in item.block:
-            others = sorted(d.candidate for d in item.block if d is not draw)
-            candidates = [draw.candidate, *others]
-            key = group_id("pretrain", raw[draw.reference], [raw[c] for c in candidates])
-            made.append(key)
+            others = sorted(other.candidate for other in item.block if other is not draw)
             references.append(draw.reference)
-            members += candidates
-            offsets.append(len(members))
-            meta.append(item)
-        group_ids += made
-        blocks += [int.from_bytes(min(made)[:8], "big")] * len(made)
-    reference, member = np.array(references, np.int64), np.array(members, np.int64)
-    size = np.diff(offsets)
-    of = np.repeat(reference, size)
-    relation = label_pairs(x, of, member, require_same_sampling=False).relation
+            members += [draw.candidate, *others]
+            sizes.append(len(item.block))
+            of.append(number)
+    reference, member = pa.array(references, pa.int64()), pa.array(members, pa.int64())
+    size = np.array(sizes, np.int64)
+    against = np.repeat(reference.to_numpy(), size)
+    relation = label_pairs(x, against, member.to_numpy(), require_same_sampling=False).relation
     first = np.zeros(len(member), bool)
-    first[np.array(offsets[:-1], np.int64)] = True
-    candidates = pa.StructArray.from_arrays(
-        [
-            _ids(x.trajectory_id, member),
-            pa.array((~first).astype(np.int32)),
-            _ids(x.policy_id, member),
-            pa.array([RELATIONS[code] for code in relation], pa.string()),
-        ],
-        fields=list(schemas.CANDIDATES.value_type),
-    )
-    rows = len(reference)
-    columns = {
-        "group_id": ids.array(group_ids),
-        "prompt_id": _ids(x.prompt_id, reference),
-        "reference": _ids(x.trajectory_id, reference),
-        "candidates": pa.ListArray.from_arrays(
-            pa.array(offsets, pa.int32()), candidates, type=schemas.CANDIDATES
-        ),
-        "wrapper": pa.array(["pretrain"] * rows, pa.string()),
-        "category": x.category.take(pa.array(reference)),
-        "split": pa.array([item.split for item in meta], pa.string()),
-        "cell": pa.array([item.cell for item in meta], pa.string()),
-        "snapshot": pa.array([snapshot] * rows, pa.int64()),
-        "source": pa.array([x.sources[code] for code in x.source[reference]], pa.string()),
-        "kind": pa.array([item.kind for item in meta], pa.string()),
-        "turn": pa.array([item.turn for item in meta], pa.int64()),
-        "block": pa.array(blocks, pa.uint64()),
-    }
-    return pa.table(columns, schema=DRAFTS)
+    first[np.cumsum(size) - size] = True
+    items = [drafts[number] for number in of]
+    table = GroupRows(
+        prompt_id=x.prompt_id.take(reference),
+        reference=x.trajectory_id.take(reference),
+        size=size,
+        candidate=x.trajectory_id.take(member),
+        rank=(~first).astype(np.int32),
+        policy_id=x.policy_id.take(member),
+        relation=[RELATIONS[code] for code in relation],
+        category=x.category.take(reference),
+        split=[item.split for item in items],
+        cell=[item.cell for item in items],
+    ).table("pretrain", snapshot)
+    source = [x.sources[code] for code in x.source[reference.to_numpy()]]
+    extra = [
+        pa.array(source, pa.string()),
+        pa.array([item.kind for item in items], pa.string()),
+        pa.array([item.turn for item in items], pa.int64()),
+        _block_numbers(table, np.array(of, np.int64)),
+    ]
+    return pa.Table.from_arrays([*table.columns, *extra], schema=DRAFTS)
 
 
-def _ids(column: pa.Array, rows: np.ndarray) -> pa.Array:
-    return pa.ExtensionArray.from_storage(schemas.UUID, column.take(pa.array(rows)))
+def _block_numbers(table: pa.Table, of: np.ndarray) -> pa.Array:
+    """A hash for each block, the smallest of its groups' ids, beside each of its groups."""
+    first = np.full(of.max(initial=-1) + 1, 2**64 - 1, np.uint64)
+    words = ids.words(table["group_id"])[:, 0]
+    np.minimum.at(first, of, words)
+    return pa.array(first[of], pa.uint64())
 
 
-def group_id(wrapper: str, reference: bytes, candidates: Sequence[bytes]) -> bytes:
-    """The id of a group: its wrapper, its reference and its candidates from best to worst."""
-    return ids.content_id("group", wrapper, reference, *candidates)
-
-
-def cap(drafts: pa.Table, settings: GroupSettings, counts: Counter[Key]) -> pa.Table:
+def cap(drafts: pa.Table, settings: GroupSettings, counts: Counter[CountKey]) -> pa.Table:
     """Keep whole blocks until a split or cell has its number of groups; count what goes.
 
     Every prompt's first block comes before any prompt's second, so that few groups still come from
@@ -279,7 +269,7 @@ def cap(drafts: pa.Table, settings: GroupSettings, counts: Counter[Key]) -> pa.T
         kept[order] = True if limit is None else before < limit
     gone = drafts.filter(pa.array(~kept))
     for (source, kind, *where), rows in _sizes(gone).items():
-        counts[source, "excluded", kind, "cap", _split_name(*where)] += rows
+        counts[source, "excluded", kind, "cap", split_name(*where)] += rows
     return drafts.filter(pa.array(kept))
 
 
@@ -287,21 +277,3 @@ def _sizes(drafts: pa.Table) -> Counter[tuple[str, ...]]:
     """Rows by (source, kind, split, cell)."""
     names = ("source", "kind", "split", "cell")
     return Counter(zip(*(drafts[name].to_pylist() for name in names), strict=True))
-
-
-def counts_table(stage: str, counts: Counter[Key]) -> pa.Table:
-    """Rows for schemas.COUNTS.
-
-    Raises:
-        CountMismatchError: for some label, what came in differs from what is out and excluded.
-    """
-    sums: dict[str, Counter[str]] = defaultdict(Counter)
-    rows = []
-    for (source, what, label, reason, split), number in sorted(counts.items()):
-        if number:
-            sums[label][what] += number
-            values = (source, stage, what, label, reason, split, number)
-            rows.append(dict(zip(schemas.COUNTS.schema.names, values, strict=True)))
-    for label, totals in sums.items():
-        check_counts(f"{stage} ({label})", totals, "in", ("out", "excluded"))
-    return pa.Table.from_pylist(rows, schema=schemas.COUNTS.schema)

@@ -48,10 +48,10 @@ def input_sql(sources: Sequence[str], signatures: Path | None = None) -> str:
         signatures: the Parquet file that dedup left (trajectory_id, signature); pairs need it for
             `similarity`, groups do not.
     """
-    named = ", ".join(map(_literal, sources)) or "null"
+    named = sql_list(sources)
     if signatures is None:
         return INPUT_SQL.format(sources=named, signature="", signatures="")
-    join = f"left join read_parquet({_literal(str(signatures))}) s"
+    join = f"left join read_parquet({sql_list([str(signatures)])}) s"
     return INPUT_SQL.format(
         sources=named,
         signature=", s.signature",
@@ -59,8 +59,9 @@ def input_sql(sources: Sequence[str], signatures: Path | None = None) -> str:
     )
 
 
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def sql_list(values: Sequence[str]) -> str:
+    """Strings as the inside of SQL's `in (...)`."""
+    return ", ".join("'" + value.replace("'", "''") + "'" for value in values) or "null"
 
 
 @dataclass(frozen=True, kw_only=True)
