@@ -33,14 +33,14 @@ class PoolPolicy(Settings):
     """
 
     name: str = Field(min_length=1)
-    policy_group: str = Field("", description="default: name")
-    family: str = Field("", description="default: policy_group")
+    policy_group: str = Field(default="", description="default: name")
+    family: str = Field(default="", description="default: policy_group")
     kind: Literal["base", "chat", "checkpoint", "api"]
     engine: Literal["local", "vllm", "openai"] = "local"
     weights: str = Field(min_length=1)
     revision: str | None = None
     parent: str | None = None
-    lineage_step: int | None = Field(None, ge=0)
+    lineage_step: int | None = Field(default=None, ge=0)
     template: str = SLOT
     licence: str | None = None
     split: Literal["train", "test"] | None = None

@@ -22,8 +22,8 @@ from pipelines.settings import Settings
 class SplitSettings(Settings):
     """Shares of prompt groups and policy groups held out, 0..1, and the seed of the draw."""
 
-    prompt_test_share: float = Field(0.17, ge=0, le=1)
-    policy_test_share: float = Field(0.2, ge=0, le=1)
+    prompt_test_share: float = Field(default=0.17, ge=0, le=1)
+    policy_test_share: float = Field(default=0.2, ge=0, le=1)
     seed: int = 0
 
 

@@ -161,7 +161,8 @@ def policies_of(batch: Batch, ledger: Ledger) -> tuple[Batch, Policies]:
         )
     columns = ["source", "policy", "license"]
     _, first = distinct(batch.table, *columns)
-    for row in batch.table.select(columns).take(first).to_pylist():
+    rows = batch.table.select(columns).take(first).to_pylist()
+    for row in sorted(rows, key=lambda row: row["license"] or ""):
         said = found[row["source"], row["policy"]]
         said["licence"] = "; ".join(filter(None, (said.get("licence"), row["license"]))) or None
     return batch, found
