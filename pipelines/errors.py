@@ -21,3 +21,7 @@ class LakeError(PolarError):
 
 class PolicyUnavailableError(PolarError):
     """One policy cannot answer (weights missing, engine dead); other policies go on."""
+
+
+class QueryError(PolarError):
+    """A query is wrong, or is refused because it would write."""

@@ -1,0 +1,166 @@
+"""Attaching the lake to DuckDB: where its files are, connections with limits, faults in words.
+
+What is done on a connection is in `lake.py` (the pipeline) and `assets/sql.py` (people).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from pipelines import locks
+from pipelines.errors import LakeError, PolarError
+
+CATALOG = Path("lake", "catalog.sqlite")  # under POLAR_HOME
+DATA = Path("lake", "data")
+
+_DISK = ("No space left", "File too large", "disk I/O error", "disk is full", "Could not write")
+
+
+def connect(
+    home: Path,
+    *,
+    read_only: bool,
+    snapshot: int | None = None,
+    threads: int = 2,
+    memory_limit: str = "2GB",
+) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection whose current catalogue is the lake under `home`, named `lake`.
+
+    `snapshot` shows the lake as it was then. End with `disconnect`.
+
+    Raises:
+        LakeError: there is no lake, no such snapshot, or it cannot be opened.
+    """
+    home = home.absolute()
+    if read_only and not (home / CATALOG).exists():
+        msg = f"{home}: no lake here; `make demo` or `polar run --config FILE` makes one"
+        raise LakeError(msg)
+    # Readers and writers of a SQLite catalogue wait for each other unless its journal is a WAL.
+    options = [f"data_path {quoted(f'{home / DATA}/')}", "override_data_path true"]
+    options.append("read_only" if read_only else "meta_journal_mode 'WAL'")
+    if snapshot is not None:
+        options.append(f"snapshot_version {int(snapshot)}")
+    spill = home / "staging" / f"duckdb-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    con = duckdb.connect(
+        config={
+            "threads": threads,
+            "memory_limit": memory_limit,
+            # Processes that share a folder would overwrite each other's spilled blocks.
+            "temp_directory": str(spill),
+            "autoinstall_known_extensions": False,
+            "arrow_lossless_conversion": True,  # ids as pa.uuid(); see `plain` for its price
+            "python_enable_replacements": False,
+        }
+    )
+    try:
+        for name in ("ducklake", "sqlite_scanner"):
+            con.execute(f"load {quoted(str(_extension(name)))}")
+        con.execute("set timezone = 'UTC'")
+        source = quoted(f"ducklake:sqlite:{home / CATALOG}")
+        con.execute(f"attach {source} as lake ({', '.join(options)})")
+        con.execute("use lake")
+    except duckdb.Error as error:
+        con.close()
+        raise fault(error, home, "open the lake") from error
+    return con
+
+
+def quoted(text: str) -> str:
+    """An SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def scratch(con: duckdb.DuckDBPyConnection) -> Path:
+    """The folder that this connection alone spills to."""
+    ((path,),) = con.execute("select current_setting('temp_directory')").fetchall()
+    return Path(path)
+
+
+def disconnect(con: duckdb.DuckDBPyConnection) -> None:
+    """Close, and remove what was spilled."""
+    spilled = scratch(con)
+    con.close()
+    shutil.rmtree(spilled, ignore_errors=True)
+
+
+def plain(result: pa.Table) -> pa.Table:
+    """Booleans and sums as Arrow's own types, instead of extensions that keep every bit of DuckDB.
+
+    A sum of integers is a 128-bit HUGEINT in DuckDB; its low half is the value up to 63 bits.
+    """
+    for at, (name, column) in enumerate(zip(result.schema.names, result.columns, strict=True)):
+        kind = column.type
+        if isinstance(kind, pa.Bool8Type):
+            result = result.set_column(at, name, column.cast(pa.bool_()))
+        elif isinstance(kind, pa.OpaqueType) and kind.type_name == "hugeint":
+            values = b"".join(value or bytes(16) for value in column.to_pylist())
+            low, high = np.frombuffer(values, "<i8").reshape(-1, 2).T
+            if (high == low >> 63).all():
+                mask = column.is_null().to_numpy()
+                result = result.set_column(at, name, pa.array(low, mask=mask))
+    return result
+
+
+@contextmanager
+def interruptible(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Turn Ctrl-C in a query into KeyboardInterrupt; a connection not told would hang next time."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        con.interrupt()
+        raise
+    except RuntimeError as error:  # how DuckDB's Python client reports the signal
+        if "interrupted" not in str(error):
+            raise
+        con.interrupt()
+        raise KeyboardInterrupt from None
+
+
+def contended(error: BaseException) -> bool:
+    """Whether trying again can help: a lock, or a commit that another one has overtaken."""
+    return isinstance(error, duckdb.Error) and any(
+        sign in str(error) for sign in ("is locked", "onflict")
+    )
+
+
+def fault(
+    error: duckdb.Error, home: Path, doing: str, kind: type[PolarError] = LakeError
+) -> PolarError:
+    """The error to raise instead: a LakeError for locks, disk and memory, else one of `kind`."""
+    text = str(error)
+    if contended(error):
+        catalog = home / CATALOG
+        return locked(home, catalog, catalog.with_name(catalog.name + "-shm"))
+    if any(sign in text for sign in _DISK):
+        return LakeError(
+            f"cannot {doing}: writing under {home} failed ({text.splitlines()[0]}); "
+            f"{shutil.disk_usage(home).free / 2**30:.1f} GiB are free there. The last snapshot is "
+            "intact: free space and run again"
+        )
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return LakeError(f"cannot {doing}: {text}. Raise memory_limit, or ask for less at once")
+    return kind(f"cannot {doing}: {text}")
+
+
+def locked(home: Path, *files: Path) -> LakeError:
+    """The error for a lake that others keep locked, by one of `files`."""
+    return LakeError(
+        f"the lake at {home} is locked for writing by {locks.holders(*files)}. The last snapshot "
+        "is intact: try again when that has finished, or end it"
+    )
+
+
+def _extension(name: str) -> Path:
+    """The signed binary that the package of the same name carries; nothing is downloaded."""
+    folder = resources.files(f"duckdb_extension_{name}") / "extensions" / f"v{duckdb.__version__}"
+    return Path(str(folder)) / f"{name}.duckdb_extension"
