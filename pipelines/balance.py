@@ -52,9 +52,8 @@ def policy_balance(groups: pa.Table) -> pa.Table:
         policy_id, positive and negative: comparisons with the other candidates of a group that it
         wins and loses; equal for every policy, or its name alone would tell something.
     """
-    members, group = _flat(groups)
-    codes, names = ids.codes(members.field("policy_id"))
-    first = members.field("rank").to_numpy() == 0
+    codes, names, group = _candidates(groups, "policy_id")
+    first = _positive(groups)
     lost = (~first).astype(np.int64)
     won = np.where(first, np.bincount(group, lost, len(groups))[group], 0)
     columns = {
@@ -93,18 +92,23 @@ def blind_bound(groups: pa.Table) -> pa.Table:
     return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in sorted(rows)])
 
 
-def _flat(groups: pa.Table) -> tuple[pa.StructArray, np.ndarray]:
-    """All candidates, group by group, and the row of the group of each."""
-    lists = groups["candidates"].combine_chunks()
-    sizes = lists.value_lengths().to_numpy()
-    return lists.flatten(), np.repeat(np.arange(len(lists)), sizes)
+def _candidates(groups: pa.Table, column: str) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+    """Of all candidates: codes of an id column and what they mean, and the row of their group."""
+    lists = groups["candidates"]
+    group = np.repeat(np.arange(len(lists)), pc.list_value_length(lists).to_numpy())
+    codes, names = ids.codes(pc.struct_field(pc.list_flatten(lists), column))
+    return codes, names, group
+
+
+def _positive(groups: pa.Table) -> np.ndarray:
+    """Mask of the candidates of rank 0."""
+    return pc.struct_field(pc.list_flatten(groups["candidates"]), "rank").to_numpy() == 0
 
 
 def _comparisons(groups: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes of positive and negative, and the group's row, of every comparison."""
-    members, group = _flat(groups)
-    codes, _ = ids.codes(members.field("trajectory_id"))
-    first = members.field("rank").to_numpy() == 0
+    codes, _, group = _candidates(groups, "trajectory_id")
+    first = _positive(groups)
     best = np.zeros(len(groups), np.int64)
     best[group[first]] = codes[first]
     return best[group[~first]], codes[~first], group[~first]

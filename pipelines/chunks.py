@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def _whole_prompts(file: Path, pairs: int) -> Iterator[pa.Table]:
             table = table if rest is None else pa.concat_tables([rest, table])
             starts = _starts(table, file)
             done, cost = 0, 0
-            for start, end in zip(starts, [*starts[1:], table.num_rows], strict=True):
+            for start, end in pairwise([*starts, table.num_rows]):
                 size = int(end - start)
                 more = size * (size - 1) // 2 + ROW_COST * size
                 if cost and cost + more > pairs:

@@ -11,6 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -122,7 +123,7 @@ def draft(
     starts = np.flatnonzero(np.diff(x.prompt, prepend=-1)).tolist()
     drafts = [
         found
-        for start, end in zip(starts, [*starts[1:], len(x)], strict=True)
+        for start, end in pairwise([*starts, len(x)])
         for found in _prompt_drafts(x, rows, range(start, end), held, settings, counts)
     ]
     return _drafts_table(x, drafts, snapshot)
