@@ -1,7 +1,5 @@
 """What runs by itself: the weekly refresh of the corpus and of what is trained on it."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from assets.progress import Progress, log_progress

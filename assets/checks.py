@@ -4,8 +4,6 @@ Most are SQL on the lake that returns the rows at fault; the others look into gr
 checkpoints.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any

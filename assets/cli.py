@@ -50,7 +50,7 @@ def run(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
 ) -> None:
-    """Make what is stale, in order, and end with a summary. Ctrl-C at any time; run again to go on."""
+    """Make what is stale, in order, and end with a summary. Stop at any time and run again."""
     from assets.console import dry_run_command, run_command
     from assets.workspace import Workspace
 

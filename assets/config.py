@@ -17,7 +17,8 @@ from pipelines.prompts import SplitSettings
 from pipelines.rollouts import RolloutSettings
 from pipelines.settings import Settings, load_yaml
 from trainer.evaluate import EvaluationSettings
-from trainer.settings import LanguageModelSettings, TrainSettings
+from trainer.language_settings import LanguageModelSettings
+from trainer.settings import TrainSettings
 
 
 class LakeSettings(Settings):

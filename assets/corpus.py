@@ -3,8 +3,6 @@
 Each asset reads the lake, calls one function of `pipelines`, and publishes in one transaction.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +22,7 @@ from assets.results import (
     sources_sql,
     table_link,
 )
-from assets.stages import POLICY_PARTITIONS, asset_kwargs, stages
+from assets.stages import asset_kwargs, stages
 from assets.workspace import Workspace
 from pipelines.errors import PolicyUnavailableError
 from pipelines.lake import Change, Lake, Replace, Upsert
@@ -60,7 +58,7 @@ def trajectories(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult:
     """Wanted less present, asked of the policy's engine, published in one transaction."""
-    from pipelines import embedded, rollouts
+    from pipelines import embedded, rollouts, staged
     from pipelines.engines.local import LocalEngine
 
     settings, source = workspace.config.rollouts, workspace.pool.source
@@ -76,15 +74,12 @@ def trajectories(
             "select trajectory_id from trajectories where policy_id = ?", [policy["policy_id"]]
         )
         spec = next(p for p in workspace.pool.policies if p.name == context.partition_key)
-        assignment = rollouts.assign(prompts, policies, settings)
-        mine = assignment.filter(
-            pc.equal(assignment["policy_id"].cast(pa.binary(16)), policy["policy_id"].bytes)
-        )
+        asked = rollouts.prompts_of(policy, prompts, rollouts.assign(prompts, policies, settings))
         engine = LocalEngine(spec.folder(workspace.home), threads=workspace.config.threads)
         try:
             result = rollouts.rollout(
                 policy,
-                prompts.join(mine, "prompt_id"),
+                asked,
                 engine,
                 settings,
                 workspace.staging_dir,
@@ -96,9 +91,7 @@ def trajectories(
             engine.close()
         changes: list[Change] = [
             Upsert("trajectories", result.files),
-            Replace(
-                "counts", result.counts, f"stage = 'rollouts' and label = '{policy['name']}'"
-            ),
+            Replace("counts", result.counts, f"stage = 'rollouts' and label = '{policy['name']}'"),
         ]
         snapshot = lake.publish(
             AUTHOR, f"trajectories of {policy['name']}: {result.made:,} made", changes
@@ -108,7 +101,7 @@ def trajectories(
             "avg(correct::int) as correct from trajectories where policy_id = ?",
             [policy["policy_id"]],
         ).to_pylist()[0]
-    rollouts.clear_staging(workspace.staging_dir, policy["policy_id"].bytes)
+    staged.clear(result.files)
     return made(
         context,
         workspace,
@@ -354,7 +347,9 @@ def groups(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult:
     """Policy groups from answers, preference groups from preferences, and their files."""
-    from pipelines.groups import export_groups, make_groups, preference_groups
+    from pipelines.groups import make_groups
+    from pipelines.groups_file import export_groups
+    from pipelines.preference_groups import preference_groups
     from pipelines.labels import input_sql
 
     work = fresh_work(workspace, "groups")
@@ -383,6 +378,7 @@ def groups(
             for split in ("train", "eval"):
                 path = workspace.groups_file(wrapper, split)
                 path.parent.mkdir(parents=True, exist_ok=True)
+                path.with_name("snapshot").write_text(f"{before}\n", encoding="utf-8")
                 written[f"{wrapper}, {split}"] = export_groups(
                     lake, path, wrapper=wrapper, split=split, sources=sources
                 )
@@ -406,27 +402,22 @@ def find_similar(workspace: Workspace, text: str, top: int) -> list[dict[str, An
     from pipelines.similar import similar
 
     with workspace.lake(read_only=True) as lake:
-        sources = sources_of(workspace, lake)
-        corpus = lake.query(
-            "select t.trajectory_id, t.text, y.name as policy from trajectories t "
-            "join policies y using (policy_id) join prompts p using (prompt_id) "
-            f"where p.source in ({sources_sql(sources)})"
-        )
-    found = similar(
-        text, corpus, workspace.config.dedup, signatures=signatures_file(workspace), top=top
-    )
-    rows = {row["trajectory_id"]: row for row in corpus.to_pylist()}
+
+        def looked_up(keys: pa.Array) -> pa.Table:
+            named = ", ".join(f"'{key}'" for key in keys.to_pylist()) or "null"
+            return lake.query(
+                "select t.trajectory_id, t.text, y.name as policy from trajectories t "
+                f"join policies y using (policy_id) where t.trajectory_id in ({named})"
+            )
+
+        found = similar(text, signatures_file(workspace), top=top, texts=looked_up)
+        rows = {r["trajectory_id"]: r for r in looked_up(found["trajectory_id"]).to_pylist()}
     return [
-        {
-            "similarity": row["similarity"],
-            "trajectory_id": str(row["trajectory_id"]),
-            "policy": rows[row["trajectory_id"]]["policy"],
-            "text": rows[row["trajectory_id"]]["text"],
-        }
+        {**row, "trajectory_id": str(key), **{n: rows[key][n] for n in ("policy", "text")}}
         for row in found.to_pylist()
+        if (key := row["trajectory_id"]) in rows
     ]
 
 
 POOL_ASSETS = [trajectories, preferences]
 ASSETS = [duplicates, pairs, groups]
-PARTITIONS = POLICY_PARTITIONS

@@ -1,7 +1,5 @@
 """The evaluation side of the graph: held-out groups, rulers beside the models, and the report."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 
@@ -114,10 +112,16 @@ def publish_rows(workspace: Workspace, rows: pa.Table) -> None:
         "created_at": pa.array([now] * rows.num_rows, schemas.TIME),
     }
     table = pa.table(
-        [known.get(name, rows[name] if name in rows.column_names else None) for name in schema.names],
+        [
+            known.get(name, rows[name] if name in rows.column_names else None)
+            for name in schema.names
+        ],
         schema=schema,
     )
     inside = ", ".join(f"'{key}'" for key in keys.values())
     changes: list[Change] = [Replace("evaluations", table, f"checkpoint_id in ({inside})")]
     with workspace.lake() as lake:
         lake.publish("polar", f"evaluations of {workspace.config.name}", changes)
+
+
+ASSETS = [report]

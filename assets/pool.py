@@ -1,7 +1,5 @@
 """The pool side of the graph: weights trained here, policies, prompts."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import dagster as dg

@@ -54,6 +54,17 @@ def _checkpoint(name: str) -> Callable[[Workspace], list[Path]]:
     return lambda w: [w.checkpoint(name) / "config.json"]
 
 
+_TRAINER = (
+    "trainer.template",
+    "trainer.data",
+    "trainer.packing",
+    "trainer.layout",
+    "trainer.loss",
+    "trainer.model",
+    "trainer.optim",
+    "trainer.loop",
+)
+
 _POOL = (
     Stage(
         name="embedded_policies",
@@ -79,7 +90,7 @@ _POOL = (
         name="trajectories",
         group="corpus",
         upstream=("policies", "prompts"),
-        code=("pipelines.rollouts", "pipelines.quality", "pipelines.engines.*"),
+        code=("pipelines.rollouts", "pipelines.staged", "pipelines.quality", "pipelines.engines.*"),
         settings=_section("rollouts"),
         partitioned=True,
     ),
@@ -96,7 +107,7 @@ _RECORDED = (
     Stage(
         name="recorded",
         group="corpus",
-        code=("pipelines.engines.recorded", "pipelines.quality", "pipelines.prompts"),
+        code=("pipelines.engines.recorded.*", "pipelines.quality", "pipelines.prompts"),
         settings=lambda w: [recorded_fingerprint(w), w.config.split],
         outputs=("policies", "prompts", "trajectories", "preferences"),
     ),
@@ -107,21 +118,21 @@ _COMMON = (
         name="duplicates",
         group="corpus",
         upstream=("trajectories",),
-        code=("pipelines.minhash", "pipelines.dedup"),
+        code=("pipelines.minhash", "pipelines.dedup", "pipelines.near"),
         settings=_section("dedup"),
     ),
     Stage(
         name="pairs",
         group="corpus",
         upstream=("duplicates", "policies", "prompts"),
-        code=("pipelines.pairs", "pipelines.labels"),
+        code=("pipelines.pairs", "pipelines.labels", "pipelines.budget", "pipelines.chunks"),
         settings=_section("pairs"),
     ),
     Stage(
         name="groups",
         group="corpus",
         upstream=("pairs", "preferences"),
-        code=("pipelines.groups", "pipelines.labels"),
+        code=("pipelines.groups", "pipelines.labels", "pipelines.blocks", "pipelines.chunks"),
         settings=lambda w: [w.config.groups, w.config.pairs],
         files=lambda w: [
             w.groups_file(wrapper, split)
@@ -141,7 +152,7 @@ _COMMON = (
         name="pretrained",
         group="training",
         upstream=("backbone", "groups"),
-        code=("trainer.template", "trainer.data", "trainer.model", "trainer.lo*", "trainer.optim"),
+        code=_TRAINER,
         settings=_section("pretrain"),
         files=_checkpoint("pretrained"),
     ),
@@ -149,7 +160,7 @@ _COMMON = (
         name="finetuned",
         group="training",
         upstream=("pretrained", "groups"),
-        code=("trainer.template", "trainer.data", "trainer.model", "trainer.lo*", "trainer.optim"),
+        code=_TRAINER,
         settings=_section("finetune"),
         files=_checkpoint("finetuned"),
     ),
@@ -157,7 +168,7 @@ _COMMON = (
         name="finetuned_alone",
         group="training",
         upstream=("backbone", "groups"),
-        code=("trainer.template", "trainer.data", "trainer.model", "trainer.lo*", "trainer.optim"),
+        code=_TRAINER,
         settings=_section("finetune"),
         files=_checkpoint("finetuned_alone"),
     ),
@@ -165,7 +176,15 @@ _COMMON = (
         name="report",
         group="evaluation",
         upstream=("pretrained", "finetuned", "finetuned_alone", "groups"),
-        code=("trainer.evaluate", "trainer.rulers", "trainer.intervals", "trainer.report"),
+        code=(
+            "trainer.comparisons",
+            "trainer.evaluate",
+            "trainer.rulers",
+            "trainer.surface",
+            "trainer.intervals",
+            "trainer.report*",
+            "trainer.plots",
+        ),
         settings=_section("evaluation"),
         files=lambda w: [w.report_dir / "report.html"],
     ),

@@ -1,6 +1,4 @@
-"""The training side of the graph: a backbone, the pre-trained reward model, and its fine-tunings."""
-
-from __future__ import annotations
+"""The training side of the graph: backbone, pre-trained reward model, fine-tuned ones."""
 
 import json
 import shutil
@@ -76,7 +74,9 @@ def publish_checkpoint(
             ],
             schema=schema,
         )
-        lake.publish("polar", f"checkpoint {workspace.config.name}/{name}", [Upsert("checkpoints", table)])
+        lake.publish(
+            "polar", f"checkpoint {workspace.config.name}/{name}", [Upsert("checkpoints", table)]
+        )
 
 
 def groups_snapshot(workspace: Workspace) -> int | None:

@@ -45,7 +45,9 @@ class Workspace:
         given = data or (Path(os.environ["POLAR_DATA"]) if os.environ.get("POLAR_DATA") else None)
         settings = load_config(path)
         if given is not None and not settings.is_recorded:
-            msg = f"{path} makes its own trajectories: --data belongs to a `recorded:` configuration"
+            msg = (
+                f"{path} makes its own trajectories: --data belongs to a `recorded:` configuration"
+            )
             raise ConfigError(msg)
         return cls(
             home=(home or polar_home()).resolve(),
