@@ -6,9 +6,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines import ids, schemas
-from pipelines.engines.recorded import Ingested, fingerprint, ingest
+from pipelines.engines.recorded import Ingested, fingerprint, ingest, row_counts
 from pipelines.engines.recorded.columns import COLUMNS, NAMES
 from pipelines.errors import BadInputError
 from pipelines.policies import recorded_policy_id
@@ -380,6 +382,32 @@ def test_a_bad_row_is_quarantined_with_its_line_and_the_rest_ingested(
     assert total(found, "in", "trajectories") == 4
 
 
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters(), max_size=8),
+    st.lists(st.just("x"), max_size=1), st.sampled_from(["a", "b", "tie", "\ud800", "human"]),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("label", sorted(COLUMNS))
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_no_line_stops_the_others(
+    tmp_path_factory: pytest.TempPathFactory, label: str, data: st.DataObject
+) -> None:
+    fields = {column.name: VALUES for column in COLUMNS[label]}
+    row = st.fixed_dictionaries({}, optional=fields).map(lambda row: json.dumps(row).encode())
+    noise = st.binary(max_size=20).map(lambda line: line.replace(b"\n", b""))
+    lines = data.draw(st.lists(row | noise, max_size=12))
+    folder = tmp_path_factory.mktemp("fuzz")
+    jsonl(folder / "trajectories.jsonl", answer("sure", "4"))
+    path = jsonl(folder / f"{label}.jsonl", *lines, answer("sure", "5"))
+    found = read(folder)
+    assert "sure" in found.policies["name"].to_pylist()
+    given_rows = sum(bool(line.strip()) for line in path.read_bytes().split(b"\n"))
+    rows = total(found, "in", label)
+    assert rows == given_rows if label != "prompts" else rows >= given_rows
+
+
 def test_bad_preferences_and_prompts_are_quarantined(tmp_path: Path) -> None:
     data = tmp_path / "mine"
     jsonl(data / "trajectories.jsonl", answer("a", "4"))
@@ -510,13 +538,26 @@ def test_files_of_no_use_are_refused(tmp_path: Path) -> None:
 
 def test_fingerprint_is_of_content_not_of_place(tmp_path: Path) -> None:
     for place in ("x", "y"):
-        jsonl(tmp_path / place / "trajectories.jsonl", answer("a", "4"))
+        jsonl(tmp_path / place / "trajectories.jsonl", answer("a", "4", source="s"))
     first = fingerprint(tmp_path / "x")
     assert fingerprint(tmp_path / "y") == first
-    jsonl(tmp_path / "y" / "preferences.jsonl", judgement("4", "5"))
+    jsonl(tmp_path / "y" / "preferences.jsonl", judgement("4", "5", source="s"))
     assert fingerprint(tmp_path / "y") != first
-    jsonl(tmp_path / "x" / "trajectories.jsonl", answer("a", "5"))
+    jsonl(tmp_path / "x" / "trajectories.jsonl", answer("a", "5", source="s"))
     assert fingerprint(tmp_path / "x") != first
+
+
+def test_a_place_that_names_the_source_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    for place in ("a/data", "b/data", "b/other"):
+        parquet(tmp_path / place / "trajectories.parquet", [answer("a", "4")])
+    one, same, other = (fingerprint(tmp_path / p) for p in ("a/data", "b/data", "b/other"))
+    assert one == same != other
+
+
+def test_rows_are_counted_before_they_are_read(tmp_path: Path) -> None:
+    jsonl(tmp_path / "trajectories.jsonl", answer("a", "4"), b"", b"broken")
+    parquet(tmp_path / "prompts.parquet", [{"prompt": "p"}] * 3)
+    assert row_counts(tmp_path) == {"trajectories": 2, "prompts": 3}
 
 
 def test_progress_is_reported(tmp_path: Path) -> None:

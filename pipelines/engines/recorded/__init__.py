@@ -20,7 +20,7 @@ from pipelines.engines.recorded.answers import Answers, recorded_answers
 from pipelines.engines.recorded.columns import COLUMNS, empty
 from pipelines.engines.recorded.jsonl import read_jsonl
 from pipelines.engines.recorded.ledger import Batch, Ledger
-from pipelines.engines.recorded.parquet import read_parquet
+from pipelines.engines.recorded.parquet import metadata_of, read_parquet
 from pipelines.engines.recorded.preferences import preferences_table
 from pipelines.errors import BadInputError
 
@@ -77,14 +77,42 @@ def default_source(data: Path) -> str:
     return data.stem if data.is_file() else data.name
 
 
-def fingerprint(data: Path) -> str:
-    """Hash of the input files' contents, 32 hex digits; where they lie does not matter.
+def row_counts(data: Path) -> dict[str, int]:
+    """Rows of each input file by its kind, bad ones included, without reading what they hold.
 
     Raises:
-        BadInputError: as `locate`.
+        BadInputError: as `locate`, and a file that is not Parquet though named so.
     """
-    parts = [(label, ids.of_file(path)) for label, path in sorted(locate(data).items())]
-    return ids.content_id("recorded", *(field for part in parts for field in part)).hex()
+    counts = {}
+    for label, path in locate(data).items():
+        if path.suffix == ".parquet":
+            counts[label] = metadata_of(path).num_rows
+        else:
+            with path.open("rb") as file:
+                counts[label] = sum(bool(line.strip()) for line in file)
+    return counts
+
+
+def fingerprint(data: Path) -> str:
+    """Hash of the input files' contents, 32 hex digits.
+
+    Where they lie does not matter, but for what gives a source to rows that name none.
+
+    Raises:
+        BadInputError: as `row_counts`.
+    """
+    files = locate(data)
+    parts = [field for label, path in files.items() for field in (label, ids.of_file(path))]
+    named = all(_names_source(path) for path in files.values())
+    return ids.content_id("recorded", *parts, None if named else default_source(data)).hex()
+
+
+def _names_source(path: Path) -> bool:
+    """Whether a file has the field `source`: a Parquet column, or in the first line of JSONL."""
+    if path.suffix == ".parquet":
+        return "source" in metadata_of(path).schema.names
+    with path.open("rb") as file:
+        return b'"source"' in file.readline()
 
 
 def ingest(data: Path, split: prompts.SplitSettings, progress: Progress | None = None) -> Ingested:

@@ -16,6 +16,19 @@ from pipelines.errors import BadInputError
 from pipelines.schemas import BOOL, MESSAGES, TEXT
 
 
+def metadata_of(path: Path) -> pq.FileMetaData:
+    """The file's number of rows and columns.
+
+    Raises:
+        BadInputError: it is not Parquet.
+    """
+    try:
+        return pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        msg = f"{path} is not a readable Parquet file: {error}"
+        raise BadInputError(msg) from error
+
+
 def read_parquet(path: Path, batch: Batch, source: str, ledger: Ledger) -> Batch:
     """Read a file into the (empty) `batch`; `source` is for rows that name none.
 
