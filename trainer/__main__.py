@@ -6,23 +6,17 @@ functions.
 
 from __future__ import annotations
 
+import json
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal
 
 import typer
 
 from trainer.errors import TrainerError
 
+_ENDS = ("low", "high")
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0])
-
-
-class WrapperName(StrEnum):
-    """How prompt and response are joined."""
-
-    pretrain = "pretrain"
-    sft = "sft"
 
 
 Groups = Annotated[
@@ -83,14 +77,62 @@ def score(
     checkpoint: Annotated[Path, typer.Argument(help="folder of a POLAR checkpoint")],
     source: Annotated[str, typer.Option("--input", help="JSONL of items, or - for stdin")],
     wrapper: Annotated[
-        WrapperName | None, typer.Option(help="for items that name none themselves")
+        str | None, typer.Option(help="pretrain or sft, for items that name none themselves")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="an object a line, not a number")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="an object a line, not a number")] = False,
 ) -> None:
     """Score items with `prompt`, `reference` and `output`; one line each, in their order."""
-    from trainer.score import score_command
+    score_command(checkpoint, source, wrapper, as_json)
 
-    score_command(checkpoint, source, wrapper=cast(Any, wrapper and wrapper.value), json=json)
+
+def score_command(
+    checkpoint: Path, source: str, wrapper: str | None = None, as_json: bool = False
+) -> None:
+    """What `score` does, for other command lines; see `trainer.score.write_scores`."""
+    from trainer.score import write_scores
+
+    write_scores(checkpoint, source, sys.stdout, wrapper=wrapper, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="folder of a POLAR checkpoint")],
+    groups: Annotated[list[Path], typer.Option("--groups", help="groups to measure on (eval)")],
+    train_groups: Annotated[
+        list[Path] | None,
+        typer.Option("--train-groups", help="groups to fit rulers on (train); else --groups"),
+    ] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="only this one; may be repeated")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="an object a line")] = False,
+) -> None:
+    """Accuracy on groups of split `eval` with intervals, and what rulers get beside it."""
+    from trainer.data import read_groups
+    from trainer.evaluate import SUITES, notes_of
+    from trainer.evaluate import evaluate as measure
+    from trainer.score import Scorer
+
+    unknown = sorted(set(suite or []) - set(SUITES))
+    if unknown:
+        msg = f"--suite {unknown[0]}: no such suite; there are {', '.join(SUITES)}"
+        raise TrainerError(msg)
+    rows = measure(
+        Scorer.load(checkpoint).score,
+        read_groups(groups),
+        read_groups(train_groups or groups),
+        progress=_progress,
+        suites=suite or list(SUITES),
+    )
+    for row in rows.to_pylist():
+        if as_json:
+            typer.echo(json.dumps(row))
+            continue
+        low, high = (f"{row[side]:+.3f}" if row[side] is not None else "?" for side in _ENDS)
+        typer.echo(
+            f"{row['suite']:<22} {row['cell']:<11} {row['category']:<14} {row['metric']:<11} "
+            f"{row['scorer']:<20} {row['value']:+.3f} [{low}, {high}] n={row['n']}"
+        )
+    for note in notes_of(rows):
+        typer.echo(note, err=True)
 
 
 def _progress(done: int, total: int, note: str) -> None:

@@ -47,6 +47,7 @@ GROUPS_SCHEMA = pa.schema(
     ]
 )
 """`policy_group` of a row is the reference's; `prompt_group` and it are what intervals resample."""
+REQUIRED = ("group_id", "wrapper", "prompt", "reference", "candidates")
 
 
 def read_groups(paths: Sequence[Path]) -> pa.Table:
@@ -82,14 +83,15 @@ def _stream_parquet(path: Path, rows: int) -> Iterator[pa.Table]:
         msg = f"{path}: not a readable Parquet file ({error}); make it again"
         raise BadGroupsError(msg) from error
     with file:
-        found = file.schema_arrow
-        for wanted in GROUPS_SCHEMA:
-            if wanted.name not in found.names:
-                msg = f"{path}: column {wanted.name!r} is missing; expected type {wanted.type}"
+        present = [name for name in GROUPS_SCHEMA.names if name in file.schema_arrow.names]
+        for name in REQUIRED:
+            if name not in present:
+                kind = GROUPS_SCHEMA.field(name).type
+                msg = f"{path}: column {name!r} is missing; expected type {kind}"
                 raise BadGroupsError(msg)
         first = 0
         try:
-            for batch in file.iter_batches(rows, columns=GROUPS_SCHEMA.names):
+            for batch in file.iter_batches(rows, columns=present):
                 table = _conform(pa.Table.from_batches([batch]), path)
                 _check(table, _numbered(f"{path}: row ", first))
                 first += len(table)
@@ -104,9 +106,16 @@ def _numbered(name: str, first: int) -> Callable[[int], str]:
 
 
 def _conform(table: pa.Table, path: Path) -> pa.Table:
-    """Columns in the schema's order and types, whatever order or width they were written with."""
+    """Columns in the schema's order and types, whatever order or width they were written with.
+
+    A column that training can do without is filled with nulls, a missing split with `train`.
+    """
     columns = []
     for wanted in GROUPS_SCHEMA:
+        if wanted.name not in table.column_names:
+            missing = "train" if wanted.name == "split" else None
+            columns.append(pa.array([missing] * len(table), wanted.type))
+            continue
         column = table.column(wanted.name)
         try:
             columns.append(column.cast(wanted.type))

@@ -29,7 +29,7 @@ from trainer.model import RewardModel, Stage
 from trainer.optim import adamw, learning_rate
 from trainer.packing import Ids, Progress, batches, microbatches, tokenise
 from trainer.settings import TrainSettings
-from trainer.template import Wrapper
+from trainer.template import Limits, Wrapper
 
 WRAPPERS: dict[Stage, Wrapper] = {"pretrain": "pretrain", "finetune": "sft"}
 
@@ -72,7 +72,10 @@ def train(
         DivergedError: the loss or the gradient is not finite.
     """
     out = Path(out)
-    model = RewardModel.start(Path(start), wrapper=WRAPPERS[stage], limits=settings.limits())
+    limits = None
+    if settings.max_length is not None and settings.max_response_length is not None:
+        limits = Limits(settings.max_length, settings.max_response_length)
+    model = RewardModel.start(Path(start), wrapper=WRAPPERS[stage], limits=limits)
     ids, counts = tokenise(groups, model.template, split=split, progress=progress)
     if not len(ids):
         msg = f"no group of split {split!r} to train on in {', '.join(map(str, groups))}: {counts}"

@@ -7,12 +7,14 @@ loads in plain transformers. How a batch is laid out belongs to `layout`, ids to
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from tokenizers import AddedToken
 from torch import nn
 from transformers import (
@@ -134,7 +136,8 @@ class RewardModel:
         """Write the folder; `polar.json` comes last, so a folder that has it is complete."""
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        self.network.save_pretrained(path)
+        with _quiet():
+            self.network.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
         (path / RECORD).write_text(self.record.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
@@ -174,9 +177,13 @@ def _open(path: Path, *, may_miss_head: bool) -> tuple[PreTrainedModel, PreTrain
         raise BadCheckpointError(msg)
     try:
         config = AutoConfig.from_pretrained(path)
+        config.num_labels = 1
         tokenizer = AutoTokenizer.from_pretrained(path)
-        network, report = _quietly(path, config)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        with _quiet():
+            network, report = AutoModelForSequenceClassification.from_pretrained(
+                path, config=config, dtype=torch.float32, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         msg = f"{path}: transformers cannot load it as a sequence classifier: {error}"
         raise BadCheckpointError(msg) from error
     headless = "score.weight" in report["missing_keys"]
@@ -201,17 +208,18 @@ def _open(path: Path, *, may_miss_head: bool) -> tuple[PreTrainedModel, PreTrain
     return network, tokenizer
 
 
-def _quietly(path: Path, config: object) -> tuple[PreTrainedModel, dict[str, Iterable]]:
-    """Load without the library's own report on missing keys: ours is an error or nothing."""
-    config.num_labels = 1  # type: ignore[attr-defined]
-    level = hf_logging.get_verbosity()
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's bars and its report on missing keys: ours is an error or nothing."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
     try:
-        return AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, dtype=torch.float32, output_loading_info=True
-        )
+        yield
     finally:
         hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
 def _some(names: Iterable[str]) -> str:

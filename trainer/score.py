@@ -6,7 +6,7 @@ messages, and optionally `wrapper`. What the scores are compared with belongs to
 
 from __future__ import annotations
 
-import json as json_module
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -24,7 +24,7 @@ from trainer.errors import BadGroupsError
 from trainer.layout import LAYOUTS
 from trainer.model import RewardModel
 from trainer.packing import Progress, microbatches
-from trainer.template import Texts, Wrapper, common_prefix
+from trainer.template import Texts, common_prefix
 
 T = TypeVar("T")
 WINDOW = 4096
@@ -128,7 +128,7 @@ def _chunks(values: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
         yield chunk
 
 
-def item_texts(item: Mapping[str, Any], where: str, default: Wrapper) -> Texts:
+def item_texts(item: Mapping[str, Any], where: str, default: str) -> Texts:
     """One item as texts for the template; `where` opens each error.
 
     Raises:
@@ -144,22 +144,20 @@ def item_texts(item: Mapping[str, Any], where: str, default: Wrapper) -> Texts:
     return Texts(prompt, reference, [output], wrapper)
 
 
-def score_command(
-    checkpoint: Path,
-    source: str,
-    *,
-    wrapper: Wrapper | None = None,
-    json: bool = False,
-    out: TextIO | None = None,
+def write_scores(
+    checkpoint: Path, source: str, out: TextIO, *, wrapper: str | None = None, as_json: bool = False
 ) -> None:
-    """Score a JSONL file of items, or standard input for `-`, writing a line an item.
+    """Score a JSONL file of items, or standard input for `-`, writing a line an item to `out`.
 
-    Plain, a line is the number alone; with `json` it is an object with `index` and `score`. An
+    Plain, a line is the number alone; with `as_json` it is an object with `index` and `score`. An
     item's own wrapper comes first, then `wrapper`, then the checkpoint's.
 
     Raises:
         TrainerError: the checkpoint or an item cannot be used; nothing has been written then.
     """
+    if wrapper not in (None, "pretrain", "sft"):
+        msg = f"--wrapper {wrapper!r}: give pretrain or sft, or leave it out"
+        raise BadGroupsError(msg)
     name = "standard input" if source == "-" else source
     if source != "-" and not Path(source).is_file():
         msg = f"{source}: no such file; give a JSONL file of items, or - for standard input"
@@ -171,8 +169,6 @@ def score_command(
             item_texts(record, f"{name}: line {number}", default)
             for number, record in parse_jsonl(iter(lines), name)
         ]
-    scores = scorer.score_texts(texts)
-    out = out or sys.stdout
-    for index, score in enumerate(scores.tolist()):
-        line = json_module.dumps({"index": index, "score": score}) if json else repr(score)
+    for index, score in enumerate(scorer.score_texts(texts).tolist()):
+        line = json.dumps({"index": index, "score": score}) if as_json else repr(score)
         out.write(line + "\n")

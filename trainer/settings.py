@@ -1,4 +1,7 @@
-"""What decides a training run, and reading it from YAML and from `name=value` words."""
+"""What decides a training run, and reading it from YAML and from `name=value` words.
+
+Light to import: no torch here.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,32 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trainer.errors import TrainerError
-from trainer.optim import OptimSettings
-from trainer.template import Limits
 
 
-class TrainSettings(OptimSettings):
+class TrainSettings(BaseModel):
     """Everything that decides what a training run computes, and how often it logs and saves.
 
     The run ends with whichever of `epochs`, `max_steps` and `max_seconds` comes first, and the
-    learning rate falls towards that end; with `max_seconds` it depends on the clock.
+    learning rate falls towards that end; with `max_seconds` it depends on the clock. The values of
+    the optimiser are the released recipe's, but for the rate itself, which depends on the model.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lr: float = Field(default=1e-3, gt=0)
+    floor: float = Field(default=0.1, ge=0, le=1, description="last rate as a share of lr")
+    warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the training")
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
     epochs: int = Field(default=1, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)
     batch_groups: int = Field(default=32, ge=1)
-    micro_tokens: int = Field(default=16384, ge=1)
+    micro_tokens: int = Field(default=16384, ge=1, description="ids run at once, padding included")
     precision: Literal["fp32", "bf16"] = "fp32"
     layout: Literal["shared", "separate"] = "shared"
     seed: int = Field(default=0, ge=0)
@@ -41,12 +51,6 @@ class TrainSettings(OptimSettings):
             msg = "give max_length and max_response_length together, or neither"
             raise ValueError(msg)
         return self
-
-    def limits(self) -> Limits | None:
-        """The limits named here, if any."""
-        if self.max_length is None or self.max_response_length is None:
-            return None
-        return Limits(self.max_length, self.max_response_length)
 
 
 def read_settings(config: Path | None, words: Sequence[str] = ()) -> TrainSettings:
