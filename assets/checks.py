@@ -4,7 +4,7 @@ Most are SQL on the lake that returns the rows at fault; the others look into gr
 checkpoints.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipelines.schemas import TABLES
 
 SHOWN = 20
 SAME_POLICY_BOUNDS = (0.05, 0.60)
+BLIND_LEVEL = 0.99  # five cells are looked at, and chance alone should not stop a run
 
 
 def _keys_unique(table: str) -> str:
@@ -106,6 +107,8 @@ _SQL: tuple[tuple[str, str, str, str], ...] = (
      _ONE_SIDE.format(group="prompt_group", table="prompts")),
     ("trajectories", "references_resolve", "Every prompt and policy named exists.",
      _resolve("trajectories", prompt_id="prompts", policy_id="policies")),
+    ("trajectories", "nothing_lost", "What was wanted or read is there or counted with its reason.",
+     f"{_balanced('ingest')} union all {_balanced('rollouts')}"),
     ("duplicates", "references_resolve", "Every trajectory named exists.",
      _resolve("duplicates", trajectory_id="trajectories")),
     ("duplicates", "nothing_lost", "What went in came out or is counted.", _balanced("dedup")),
@@ -128,35 +131,41 @@ _SQL: tuple[tuple[str, str, str, str], ...] = (
 )  # fmt: skip
 
 
-def _sql_check(asset: str, name: str, holds: str, sql: str) -> dg.AssetChecksDefinition:
-    @dg.asset_check(asset=asset, name=name, description=holds, blocking=True)
-    def check(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
-        with workspace.lake(read_only=True) as lake:
-            rows = lake.query(f"select * from ({sql}) limit {SHOWN}").to_pylist()
-        return _verdict(rows)
+def _sql_checks(asset: str) -> dg.AssetChecksDefinition:
+    """All SQL checks of one asset in one step."""
+    queries = {name: (holds, sql) for of, name, holds, sql in _SQL if of == asset}
+    specs = [
+        dg.AssetCheckSpec(name, asset=asset, description=holds, blocking=True)
+        for name, (holds, _) in queries.items()
+    ]
+
+    @dg.multi_asset_check(name=f"{asset}_rows", specs=specs)
+    def check(workspace: dg.ResourceParam[Workspace]) -> Iterator[dg.AssetCheckResult]:
+        for name, (_, sql) in queries.items():
+            yield _verdict(_faults(workspace, sql), name=name, asset=asset)
 
     return check
 
 
-def _verdict(rows: list[dict[str, Any]], **numbers: float | str) -> dg.AssetCheckResult:
-    shown = [", ".join(f"{k}={v}" for k, v in row.items()) for row in rows[:SHOWN]]
-    metadata: dict[str, Any] = dict(numbers)
+def _faults(workspace: Workspace, sql: str) -> list[dict[str, Any]]:
+    lake = workspace.reader()
+    if lake is None:
+        return [{"lake": "missing"}]
+    return lake.query(f"select * from ({sql}) limit {SHOWN}").to_pylist()
+
+
+def _verdict(
+    rows: list[dict[str, Any]],
+    *,
+    name: str | None = None,
+    asset: str | None = None,
+    numbers: Mapping[str, str] | None = None,
+) -> dg.AssetCheckResult:
+    metadata: dict[str, Any] = dict(numbers or {})
     if rows:
+        shown = [", ".join(f"{key}={value}" for key, value in row.items()) for row in rows]
         metadata["rows at fault"] = "\n".join(shown)
-    return dg.AssetCheckResult(passed=not rows, metadata=metadata)
-
-
-@dg.asset_check(
-    asset="trajectories",
-    name="nothing_lost",
-    description="Every answer that was wanted is there or counted with its reason.",
-    blocking=True,
-)
-def trajectories_complete(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
-    """Counted in rows, not by the status of a run."""
-    stage = "ingest" if workspace.config.is_recorded else "rollouts"
-    with workspace.lake(read_only=True) as lake:
-        return _verdict(lake.query(f"from ({_balanced(stage)}) limit {SHOWN}").to_pylist())
+    return dg.AssetCheckResult(passed=not rows, check_name=name, asset_key=asset, metadata=metadata)
 
 
 @dg.asset_check(
@@ -167,17 +176,19 @@ def trajectories_complete(workspace: dg.ResourceParam[Workspace]) -> dg.AssetChe
 )
 def reference_blind(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
     """If candidates alone give the label away, no model has to look at the reference."""
-    from trainer.evaluate import reference_blind_check
+    from trainer.evaluate import EvaluationSettings, reference_blind_check
 
     rows = reference_blind_check(
-        workspace.groups_file("pretrain", "train"), workspace.groups_file("pretrain", "eval")
+        workspace.groups_file("pretrain", "train"),
+        workspace.groups_file("pretrain", "eval"),
+        EvaluationSettings(level=BLIND_LEVEL),
     )
-    beyond = [row for row in rows if not row["low"] <= 0.5 <= row["high"]]
     shown = {
-        str(row["cell"]): f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}] n={row['n']}"
+        f"{row['split']}, {row['cell']}": f"{row['value']:.3f} [{row['low']:.3f}, "
+        f"{row['high']:.3f}], n = {row['n']:,}"
         for row in rows
     }
-    return _verdict(beyond, **shown)
+    return _verdict([row for row in rows if row["leaks"]], numbers=shown)
 
 
 def _checkpoint_check(asset: str) -> dg.AssetChecksDefinition:
@@ -200,10 +211,13 @@ def _checkpoint_check(asset: str) -> dg.AssetChecksDefinition:
 
 @cache
 def _checks() -> tuple[dg.AssetChecksDefinition, ...]:
-    made: list[dg.AssetChecksDefinition] = [_sql_check(*spec) for spec in _SQL]
-    make: Callable[[str], dg.AssetChecksDefinition] = _checkpoint_check
-    made += [make(name) for name in ("backbone", "pretrained", "finetuned", "finetuned_alone")]
-    return (*made, trajectories_complete, reference_blind)
+    assets = dict.fromkeys(asset for asset, *_ in _SQL)
+    checkpoints = ("backbone", "pretrained", "finetuned", "finetuned_alone")
+    return (
+        *(_sql_checks(asset) for asset in assets),
+        *(_checkpoint_check(asset) for asset in checkpoints),
+        reference_blind,
+    )
 
 
 def all_checks() -> list[dg.AssetChecksDefinition]:

@@ -349,8 +349,8 @@ def groups(
     """Policy groups from answers, preference groups from preferences, and their files."""
     from pipelines.groups import make_groups
     from pipelines.groups_file import export_groups
-    from pipelines.preference_groups import preference_groups
     from pipelines.labels import input_sql
+    from pipelines.preference_groups import preference_groups
 
     work = fresh_work(workspace, "groups")
     with workspace.lake() as lake:

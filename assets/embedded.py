@@ -52,7 +52,9 @@ def train_pool(workspace: Workspace, progress: Progress) -> dict[str, float]:
         if loss is None:
             before = done
 
-            def step(n: int, of: int, note: str, name: str = run.name, before: int = before) -> None:
+            def step(
+                n: int, of: int, note: str, name: str = run.name, before: int = before
+            ) -> None:
                 progress(before + n, total, f"{name}: {note}")
 
             start = workspace.policies_dir / run.start if run.start else None
@@ -62,6 +64,11 @@ def train_pool(workspace: Workspace, progress: Progress) -> dict[str, float]:
         done += setting.steps
         progress(done, total, run.name)
     return losses
+
+
+def _shifted(progress: Progress, before: int, total: int, name: str) -> Progress:
+    """Progress of one run as progress of all."""
+    return lambda done, _, note: progress(before + done, total, f"{name}: {note}")
 
 
 def _finished(folder: Path, recipe: str) -> float | None:

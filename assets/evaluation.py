@@ -27,9 +27,10 @@ def report(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult:
     """Policy discrimination by the pre-trained model, preference by the fine-tuned ones."""
+    from trainer.report import write_report
+
     from trainer.data import read_groups
     from trainer.evaluate import evaluate, joined
-    from trainer.report import write_report
     from trainer.score import Scorer
 
     progress = progress_of(context, workspace)

@@ -21,6 +21,7 @@ import dagster as dg
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from assets.workspace import Workspace
+from pipelines.attach import CATALOG
 
 CONFIG_TAG = "polar/config"
 PROVENANCE = "provenance"
@@ -36,7 +37,7 @@ class Stage:
     upstream: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     settings: Callable[[Workspace], Any] = lambda _: None
-    files: Callable[[Workspace], list[Path]] = lambda w: [w.home / "lake" / "catalog.sqlite"]
+    files: Callable[[Workspace], list[Path]] = lambda w: [w.home / CATALOG]
     outputs: tuple[str, ...] = ()
     partitioned: bool = False
 
@@ -321,13 +322,13 @@ def failed_checks(instance: dg.DagsterInstance, stage: Stage) -> list[str]:
 
 def workspace_policy_ids(workspace: Workspace) -> Mapping[str, str]:
     """Policy ids by name of the pool's policies that are registered in the lake."""
-    if workspace.config.pool is None or not (workspace.home / "lake" / "catalog.sqlite").exists():
+    lake = workspace.reader() if workspace.config.pool is not None else None
+    if lake is None:
         return {}
-    with workspace.lake(read_only=True) as lake:
-        rows = lake.query(
-            "select name, policy_id::varchar as id from policies where source = ?",
-            [workspace.pool.source],
-        ).to_pylist()
+    rows = lake.query(
+        "select name, policy_id::varchar as id from policies where source = ?",
+        [workspace.pool.source],
+    ).to_pylist()
     named = {policy.name for policy in workspace.pool.policies}
     return {row["name"]: row["id"] for row in rows if row["name"] in named}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from assets.config import RunConfig, load_config
 from assets.progress import Progress
 from assets.storage import PROJECT, polar_home
+from pipelines.attach import CATALOG
 from pipelines.embedded import EmbeddedPool
 from pipelines.errors import ConfigError
 from pipelines.lake import Lake
@@ -31,6 +32,7 @@ class Workspace:
     config_path: Path
     data: Path | None = None
     listener: Progress | None = field(default=None, repr=False)
+    _reader: Lake | None = field(default=None, repr=False)
 
     @classmethod
     def load(
@@ -65,6 +67,15 @@ class Workspace:
             threads=limits.threads,
             memory_limit=limits.memory_limit,
         )
+
+    def reader(self) -> Lake | None:
+        """A read-only lake kept open for many small questions; None while there is no lake.
+
+        Each query sees what was last published. Opening costs a good part of a second.
+        """
+        if self._reader is None and (self.home / CATALOG).exists():
+            self._reader = self.lake(read_only=True)
+        return self._reader
 
     @cached_property
     def pool(self) -> Pool:
