@@ -5,8 +5,7 @@ the t-th number of that stream; so neither the batch nor the moment a neighbour 
 is drawn, only the last bits of the arithmetic do. No policy is named here, and no file written.
 
 Decoding keeps keys and values in buffers written in place, computes shared prompts once, and drops
-finished rows. On a CPU plain matrix products ("eager" attention) take a third of the time of the
-fused kernel for one query a row, so that is what the model is loaded with.
+finished rows.
 """
 
 from __future__ import annotations
@@ -88,8 +87,8 @@ class LocalEngine:
             return []
         bos = self.tokenizer.bos_token_id
         encoded = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-        if bos is None:
-            return encoded
+        if bos is None:  # an empty prompt still needs a token to start from
+            return [prompt or self._stops[:1].tolist() for prompt in encoded]
         return [prompt if prompt[:1] == [bos] else [bos, *prompt] for prompt in encoded]
 
     def _decode(
@@ -238,7 +237,9 @@ def _load(weights: Path) -> tuple[Any, Any]:
     """Model (fp32, evaluation mode) and tokenizer of a transformers folder; nothing is fetched."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of the loading, in the middle of the rollout's own
     remedy = "make the weights again, or correct `weights` in the pool file"
     if not (weights / "config.json").is_file():
         msg = f"{weights}: no policy there (config.json is missing); {remedy}"
@@ -248,7 +249,6 @@ def _load(weights: Path) -> tuple[Any, Any]:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             weights,
             dtype=torch.float32,
-            attn_implementation="eager",
             local_files_only=True,
             output_loading_info=True,
         )
@@ -267,4 +267,5 @@ def _stop_ids(model: Any, tokenizer: Any) -> np.ndarray:
     """The tokens that end an answer: those of the generation settings and of the tokenizer."""
     declared = model.generation_config.eos_token_id
     stops = declared if isinstance(declared, list) else [declared]
-    return np.array([stop for stop in {*stops, tokenizer.eos_token_id} if stop is not None])
+    every = dict.fromkeys([*stops, tokenizer.eos_token_id])
+    return np.array([stop for stop in every if stop is not None], np.int64)

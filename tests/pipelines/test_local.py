@@ -185,6 +185,14 @@ def test_beginning_of_text_is_put_once(engine):
     assert plain[0] == 1
 
 
+def test_an_empty_prompt_is_answered(engine, weights):
+    assert engine.generate(requests([""]))[0].tokens
+    without = LocalEngine(weights)
+    without.tokenizer.bos_token = None
+    assert without._encode(["", "1"]) == [[2], engine._encode(["1"])[0][1:]]
+    assert without.generate(requests(["", "the river"]))[0].tokens
+
+
 def test_prompts_and_the_context(engine):
     def of_length(tokens):
         return "1" * (tokens - 1)
