@@ -1,0 +1,168 @@
+"""Next-token training: tokenizers that keep text, training that repeats, documents that compare."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trainer.data import GROUPS_SCHEMA
+from trainer.errors import BadGroupsError
+from trainer.language_model import (
+    EOS,
+    _batches,
+    _encode,
+    documents_from_groups,
+    schedule,
+    train,
+    train_tokenizer,
+)
+from trainer.language_settings import LanguageModelSettings
+from trainer.template import REWARD, SEPARATOR, Template, Texts
+
+TEXTS = [f"the {a} {b} sings at {c}." for a in ["old", "new"] for b in ["cat", "owl"]
+         for c in ["dawn", "dusk", "noon"]]  # fmt: skip
+TINY = LanguageModelSettings(
+    hidden=32,
+    layers=1,
+    heads=1,
+    intermediate=32,
+    context=64,
+    steps=30,
+    batch_tokens=64,
+    save_at=(7,),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return train_tokenizer(TEXTS, 320, tmp_path_factory.mktemp("tokenizer"), context=64)
+
+
+@pytest.fixture(scope="module")
+def loaded(tokenizer):
+    return AutoTokenizer.from_pretrained(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def trained(tokenizer, tmp_path_factory):
+    out = tmp_path_factory.mktemp("model") / "run"
+    seen: list[tuple[int, int, str]] = []
+    metrics = train(TEXTS, tokenizer, out, TINY, progress=lambda *p: seen.append(p))
+    return out, metrics, seen
+
+
+def test_tokenizer_has_the_tokens_that_training_and_scoring_need(loaded):
+    assert len({loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id}) == 3
+    for token in (SEPARATOR, REWARD):
+        assert loaded.encode(token, add_special_tokens=False) == [
+            loaded.convert_tokens_to_ids(token)
+        ]
+    assert loaded.encode("the cat") == [
+        loaded.bos_token_id,
+        *loaded.encode("the cat", add_special_tokens=False),
+    ]
+
+
+@given(text=st.text(max_size=40))
+def test_text_comes_back(loaded, text):
+    ids = loaded.encode(text, add_special_tokens=False)
+    special = (SEPARATOR, REWARD, EOS, "<s>", "<pad>")
+    if not any(token in text for token in special):
+        assert loaded.decode(ids) == text
+
+
+def test_training_learns_and_writes_a_plain_checkpoint(trained, loaded):
+    out, metrics, seen = trained
+    assert metrics["loss"] < 4.5  # ln(320) is 5.8
+    assert metrics["steps"] == 30
+    assert [done for done, _, _ in seen] == list(range(1, 31))
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.dtype == torch.float32
+    assert AutoTokenizer.from_pretrained(out).get_vocab() == loaded.get_vocab()
+    assert model.config.pad_token_id == loaded.pad_token_id
+    assert not list(out.parent.glob("*.draft"))
+
+
+def test_checkpoints_on_the_way_differ_from_the_last(trained):
+    out, _, _ = trained
+    early = AutoModelForCausalLM.from_pretrained(out / "step-7").state_dict()
+    late = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    assert any(not torch.equal(early[name], late[name]) for name in late)
+
+
+def test_training_again_gives_the_same_weights(trained, tokenizer, tmp_path):
+    train(TEXTS, tokenizer, tmp_path / "again", TINY)
+    first = AutoModelForCausalLM.from_pretrained(trained[0]).state_dict()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again").state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_training_goes_on_from_a_checkpoint(trained, tokenizer, tmp_path):
+    out, metrics, _ = trained
+    few = TINY.model_copy(update={"steps": 10, "hidden": 64, "save_at": ()})
+    further = train(TEXTS, tokenizer, tmp_path / "further", few, start=out)
+    assert further["loss"] < metrics["loss"]
+    assert further["parameters"] == metrics["parameters"]  # sizes are the start's
+
+
+def test_no_documents_is_an_error_that_says_what_to_do(tokenizer, tmp_path):
+    with pytest.raises(BadGroupsError, match="make its trajectories"):
+        train([], tokenizer, tmp_path / "none", TINY)
+
+
+def test_documents_become_bos_to_eos_with_separators_between_parts(loaded):
+    (row,) = _encode([("the cat", f"owl {SEPARATOR}")], loaded, 64)
+    separator = loaded.convert_tokens_to_ids(SEPARATOR)
+    assert row[0] == loaded.bos_token_id
+    assert row[-1] == loaded.eos_token_id
+    assert list(row).count(separator) == 1  # what a text spells stays text
+
+
+def test_of_long_documents_every_id_is_predicted_once(loaded):
+    whole = _encode(["the old cat sings at noon." * 9], loaded, 10_000)[0]
+    pieces = _encode(["the old cat sings at noon." * 9], loaded, 16)
+    assert max(map(len, pieces)) == 16
+    assert [i for piece in pieces for i in piece[1:]] == list(whole)[1:]
+
+
+def test_every_document_is_seen_once_before_any_is_seen_twice(loaded):
+    rows = _encode(TEXTS, loaded, 64)
+    epoch, seen = _batches(rows, TINY), []
+    while len(seen) < len(rows):
+        batch = next(epoch)
+        assert len(batch) * max(map(len, batch)) <= TINY.batch_tokens
+        seen += [row.tobytes() for row in batch]
+    assert sorted(seen) == sorted(row.tobytes() for row in rows)
+
+
+def test_learning_rate_rises_then_falls_to_its_share():
+    shares = [schedule(step, TINY) for step in range(TINY.steps)]
+    top = shares.index(1.0)
+    assert shares[: top + 1] == sorted(shares[: top + 1])
+    assert shares[top:] == sorted(shares[top:], reverse=True)
+    assert shares[-1] < 0.12
+
+
+@pytest.mark.parametrize("wrapper", ["pretrain", "sft"])
+def test_backbone_documents_are_what_the_reward_model_will_read(loaded, wrapper):
+    row = {
+        "group_id": "g",
+        "wrapper": wrapper,
+        "prompt": [{"role": "user", "content": "the old cat"}],
+        "reference": " sings at dawn.",
+        "candidates": [
+            {"text": " sings at noon.", "rank": 1},
+            {"text": " sings at dusk.", "rank": 0},
+        ],
+        "split": "train",
+        "cell": "seen",
+    }
+    (document,) = documents_from_groups(pa.Table.from_pylist([row], GROUPS_SCHEMA))
+    (ids,) = _encode([document], loaded, 64)
+    texts = Texts("the old cat", " sings at dawn.", [" sings at dusk."], wrapper)
+    ((scored,),) = Template(loaded).encode([texts])
+    assert list(ids[:-1]) == scored[:-1]  # then EOS stands where the reward token does
