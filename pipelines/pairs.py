@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from pipelines import schemas
 from pipelines.beam import LOCAL, add, check_counts, run_pipeline
@@ -49,8 +50,10 @@ UNSEEN_SIDES = EXCLUSIONS.index("mixed_sides")  # up to this one an excluded pai
 class PairSettings(Settings):
     """What may be paired, and how much of it is kept."""
 
-    require_same_sampling: bool = True  # of same-policy pairs; recorded data have none to require
-    budget: Budget | None = Budget()  # none keeps every pair
+    require_same_sampling: bool = Field(
+        default=True, description="of same-policy pairs; recorded data have none to require"
+    )
+    budget: Budget | None = Field(default=Budget(), description="none keeps every pair")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,13 +199,14 @@ def tally(x: Answers, j: Judged) -> dict[Stratum, int]:
     key = np.ravel_multi_index((x.source[a], x.cell[a], j.kind[open_], j.place[open_]), shape)
     numbers = np.bincount(key, minlength=np.prod(shape)).reshape(shape)
     labelled = a[j.kind[open_] < KINDS.index("ambiguous")]
-    prompts = np.unique(np.column_stack([x.source, x.cell, x.prompt])[labelled], axis=0)
-    np.add.at(numbers[:, :, KINDS.index("prompts"), 0], (prompts[:, 0], prompts[:, 1]), 1)
+    touched = np.zeros((x.prompt.max(initial=-1) + 1, len(schemas.CELLS)), bool)
+    touched[x.prompt[labelled], x.cell[labelled]] = True
+    prompt, cell = np.nonzero(touched)
+    source = x.source[np.searchsorted(x.prompt, prompt)]
+    np.add.at(numbers[:, :, KINDS.index("prompts"), 0], (source, cell), 1)
     return {
-        (x.sources[source], int(cell), int(kind), int(place)): int(
-            numbers[source, cell, kind, place]
-        )
-        for source, cell, kind, place in zip(*np.nonzero(numbers), strict=True)
+        (x.sources[of], int(cell), int(kind), int(place)): int(numbers[of, cell, kind, place])
+        for of, cell, kind, place in zip(*np.nonzero(numbers), strict=True)
     }
 
 
