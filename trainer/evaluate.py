@@ -148,16 +148,17 @@ def evaluate(
             outcomes[name] = comparisons.outcomes(ruler(comparisons.items))
         for cell, category, mask in strata(comparisons, suite):
             table += _measure(suite, cell, category, mask, comparisons, outcomes, settings)
-    return _with_notes(pa.Table.from_pylist(table, EVALUATION_SCHEMA), notes)
+    return with_notes(pa.Table.from_pylist(table, EVALUATION_SCHEMA), notes)
 
 
 def joined(tables: Sequence[pa.Table]) -> pa.Table:
     """Several results of `evaluate` as one, with the remarks of all."""
     rows = pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
-    return _with_notes(rows, [note for table in tables for note in notes_of(table)])
+    return with_notes(rows, [note for table in tables for note in notes_of(table)])
 
 
-def _with_notes(rows: pa.Table, notes: list[str]) -> pa.Table:
+def with_notes(rows: pa.Table, notes: list[str]) -> pa.Table:
+    """The same rows with these remarks."""
     return rows.replace_schema_metadata({"notes": json.dumps(notes)})
 
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import norm
 
 # How an interval was made; the value of the column `interval` in the rows of an evaluation.
 TWO_WAY = "two_way"
@@ -160,7 +160,7 @@ def wilson(share: float, n: float, tail: float = 0.025) -> tuple[float, float]:
     Source: Wilson, "Probable inference, the law of succession, and statistical inference",
     Journal of the American Statistical Association 22(158), 1927.
     """
-    z = float(norm.ppf(1 - tail))
+    z = NormalDist().inv_cdf(1 - tail)
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)

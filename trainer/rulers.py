@@ -11,18 +11,16 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from trainer.comparisons import Comparisons, Item
 from trainer.surface import WORD, pair_features, text_features
+
+if TYPE_CHECKING:
+    from scipy import sparse
+    from sklearn.pipeline import Pipeline
 
 Score = Callable[[list[Item]], np.ndarray]
 
@@ -103,6 +101,8 @@ def fit_tfidf(items: list[Item]) -> Score:
 
 def fit_surface_logistic(training: Comparisons, features: np.ndarray | None = None) -> Score:
     """Bradley-Terry on surface differences: linear, so fitted on differences of features."""
+    from sklearn.preprocessing import StandardScaler
+
     features = _pair_features(training.items) if features is None else features
     scaler = StandardScaler().fit(features)
     weights = bradley_terry(scaler.transform(features), training.winner, training.loser)
@@ -113,6 +113,8 @@ def fit_surface_boosting(
     training: Comparisons, features: np.ndarray | None = None, seed: int = 0
 ) -> Score:
     """Gradient boosting on surface differences: each candidate a winner or a loser."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
     features = _pair_features(training.items) if features is None else features
     rows = np.concatenate([training.winner, training.loser])
     labels = np.repeat([1, 0], len(training))
@@ -123,6 +125,8 @@ def fit_surface_boosting(
 
 def fit_reference_blind(training: Comparisons) -> Score:
     """Bradley-Terry on words, word pairs and surface of the candidate; the reference is unseen."""
+    from sklearn.preprocessing import StandardScaler
+
     outputs = [item["output"] for item in training.items]
     vectorizer = _word_vectors((1, 2))
     scaler = StandardScaler()
@@ -143,6 +147,9 @@ def bradley_terry(features: Any, winner: np.ndarray, loser: np.ndarray) -> np.nd
     Flipping the sign of a comparison and its label leaves the likelihood as it is, so every second
     one is flipped to give the regression two classes.
     """
+    from scipy import sparse
+    from sklearn.linear_model import LogisticRegression
+
     sign = np.where(np.arange(len(winner)) % 2, -1.0, 1.0)
     difference = features[winner] - features[loser]
     if sparse.issparse(difference):
@@ -165,6 +172,9 @@ def _pair_features(items: list[Item]) -> np.ndarray:
 
 def _word_vectors(ngrams: tuple[int, int]) -> Pipeline:
     """Hashed TF-IDF vectors of lower-cased word n-grams; a word never seen in fitting is rare."""
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+    from sklearn.pipeline import make_pipeline
+
     hashing = HashingVectorizer(
         token_pattern=WORD, ngram_range=ngrams, n_features=2**18, norm=None, alternate_sign=False
     )
@@ -173,4 +183,6 @@ def _word_vectors(ngrams: tuple[int, int]) -> Pipeline:
 
 def _joined(words: sparse.csr_matrix, surface: np.ndarray) -> sparse.csr_matrix:
     """Word and surface features side by side, scaled so that both have about unit length."""
+    from scipy import sparse
+
     return sparse.hstack([words, sparse.csr_matrix(surface / np.sqrt(surface.shape[1]))]).tocsr()

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.feature_extraction.text import HashingVectorizer
 
 WORD = r"\w+"
 _CLASSES = {  # ASCII bytes counted one by one; every one gives a column
@@ -128,6 +127,8 @@ def _byte_counts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def _bags(texts: np.ndarray, n: int):
     """Sets of word n-grams as rows of a sparse 0/1 matrix."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
     return HashingVectorizer(
         token_pattern=WORD,
         ngram_range=(n, n),
