@@ -261,6 +261,7 @@ EVALUATIONS = Table(
         _opt("high", DOUBLE, "upper end"),
         _c("n", LONG, "comparisons"),
         _c("clusters", LONG, "prompt groups (the smaller of the two ways) resampled"),
+        _c("interval", TEXT, "what it resamples: two_way, prompt_groups, policy_groups or wilson"),
         _opt("snapshot", LONG, "lake snapshot evaluated on"),
         _c("created_at", TIME, "when"),
     ),
