@@ -99,8 +99,10 @@ def dedup(
 
     Raises:
         BadInputError: a trajectory id comes twice, or a column is missing or has nulls.
-        CountMismatchError: the pipeline lost rows; nothing of it may be used.
+        CountMismatchError: rows were lost on the way; nothing of the run may be used.
     """
+    from pipelines.beam import check_counts
+
     work.mkdir(parents=True, exist_ok=True)
     signatures = work / "signatures.parquet"
     with tempfile.TemporaryDirectory(prefix="dedup-", dir=work) as scratch:
@@ -112,10 +114,16 @@ def dedup(
         "prompt": prompt_clusters(documents.prompt, documents.in_prompt, documents.text, edges),
         "corpus": corpus_clusters(documents.text, edges),
     }
+    counts = _counts(documents, clusters["prompt"])
+    sums = {
+        what: pc.sum(counts["rows"].filter(pc.equal(counts["what"], what)), min_count=0).as_py()
+        for what in ("in", "out", "excluded")
+    }
+    sums["read"] = sum(pq.read_metadata(file).num_rows for file in files)
+    check_counts("dedup", sums, "read", ["in"])
+    check_counts("dedup", sums, "in", ["out", "excluded"])
     return DedupResult(
-        duplicates=_duplicates(documents, clusters),
-        counts=_counts(documents, clusters["prompt"]),
-        signatures=signatures,
+        duplicates=_duplicates(documents, clusters), counts=counts, signatures=signatures
     )
 
 

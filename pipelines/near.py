@@ -36,7 +36,7 @@ PAIR = pa.schema([("left", pa.int64()), ("right", pa.int64())])
 class DedupSettings(MinHashSettings):
     """What counts as near, and how hard it is looked for."""
 
-    threshold: float = Field(default=0.8, gt=0.0, le=1.0, description="exact Jaccard of a pair")
+    threshold: float = Field(default=0.8, gt=0.0, le=0.95, description="exact Jaccard of a pair")
     miss_weight: float = Field(
         default=0.95, ge=0.5, lt=1.0, description="weight of a miss in the choice of bands"
     )

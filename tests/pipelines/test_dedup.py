@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import dedup as module
-from pipelines import ids, schemas
+from pipelines import ids, near, schemas
+from pipelines.beam import CountMismatchError
 from pipelines.dedup import DedupSettings, dedup
 from pipelines.errors import BadInputError
 from pipelines.minhash import jaccard, matrix, shingles, signatures
@@ -149,10 +150,10 @@ def test_clusters_are_those_of_all_pairs_compared(tmp_path):
     result = dedup([write(tmp_path / "in.parquet", rows)], DedupSettings(), tmp_path)
     texts = [text for *_, text in rows]
     left, right = np.triu_indices(len(rows), 1)
-    near = jaccard(shingles(pa.array(texts)), left, right) >= 0.8
+    close = jaccard(shingles(pa.array(texts)), left, right) >= 0.8
     for scope in schemas.SCOPES:
         same = np.array([scope == "corpus" or a[1] == b[1] for a in rows for b in rows])
-        joined = near & same.reshape(len(rows), -1)[left, right]
+        joined = close & same.reshape(len(rows), -1)[left, right]
         smallest = module.components(len(rows), left[joined], right[joined])
         sizes = Counter(smallest.tolist())
         expected = {}
@@ -207,6 +208,14 @@ def test_signatures_file_holds_the_signatures_and_nothing_else_is_left(tmp_path)
     assert np.array_equal(made, expected)
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["signatures.parquet"]
     assert steps[-1][:2] == (len(rows), len(rows))
+
+
+def test_lost_rows_void_the_run(tmp_path, monkeypatch):
+    whole = near.band_keys
+    monkeypatch.setattr(near, "band_keys", lambda *given: whole(*given)[1:])
+    with pytest.raises(CountMismatchError, match="rows were lost or doubled"):
+        dedup([write(tmp_path / "in.parquet", corpus())], DedupSettings(), tmp_path / "work")
+    assert not list((tmp_path / "work").glob("dedup-*"))
 
 
 def test_bad_input_is_named(tmp_path):
