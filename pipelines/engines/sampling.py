@@ -46,8 +46,10 @@ def draw(logits: torch.Tensor, uniforms: np.ndarray, sampling: SamplingSettings)
     """One token a row, by the inverse of the distribution function at the row's uniform number.
 
     Temperature, then top-k, then top-p over what is left (the smallest set of likeliest tokens
-    that holds at least this share), as transformers and vLLM have it. Tokens stand in the order
-    (probability descending, id ascending); arithmetic is float64.
+    that holds at least this share; equal ones by id), as transformers and vLLM have it. The
+    function runs over the tokens kept in the order of their ids: in the order of probability two
+    nearly equal tokens would change places with the last bit of a logit, and with the batch.
+    Arithmetic after the logits is float64.
 
     Args:
         logits: (rows, vocabulary), float32, each row's largest finite.
@@ -59,14 +61,16 @@ def draw(logits: torch.Tensor, uniforms: np.ndarray, sampling: SamplingSettings)
     """
     if sampling.temperature == 0:
         return logits.argmax(1).numpy()
-    ranked, tokens = _ranked(logits, sampling.top_k)
-    scaled = ranked.double().numpy() / sampling.temperature
-    mass = np.cumsum(np.exp(scaled - scaled[:, :1]), axis=1)
-    inside = mass[:, :-1] < sampling.top_p * mass[:, -1:]  # the next token is still needed
-    last = inside.sum(axis=1)
-    target = uniforms * mass[np.arange(len(last)), last]
-    choice = np.minimum((mass <= target[:, None]).sum(axis=1), last)
-    return tokens.numpy()[np.arange(len(last)), choice]
+    ranked, tokens = (x.numpy() for x in _ranked(logits, sampling.top_k))
+    scaled = ranked.astype(np.float64) / sampling.temperature
+    weights = np.exp(scaled - scaled[:, :1])
+    mass = weights.cumsum(axis=1)
+    weights[:, 1:][mass[:, :-1] >= sampling.top_p * mass[:, -1:]] = 0  # held without them
+    by_id = tokens.argsort(axis=1)
+    mass = np.take_along_axis(weights, by_id, axis=1).cumsum(axis=1)
+    place = (mass <= uniforms[:, None] * mass[:, -1:]).sum(axis=1)
+    rows = np.arange(len(place))
+    return tokens[rows, by_id[rows, place]]
 
 
 def _ranked(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:

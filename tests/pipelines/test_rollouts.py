@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines import ids, rollouts, schemas, staged
-from pipelines.engines.base import Completion
+from pipelines.engines.base import Completion, FinishReason
 from pipelines.errors import PolarError, PolicyUnavailableError
 from pipelines.rollouts import RolloutSettings, SamplingSettings, assign, rollout
 from tests.pipelines import rollout_process, tiny_policy
@@ -41,6 +41,7 @@ class FakeEngine:
         return [self.complete(request) for request in requests]
 
     def complete(self, request):
+        reason: FinishReason
         if "too long" in request.prompt:
             reason, text = "prompt_too_long", ""
         else:
@@ -158,13 +159,13 @@ def test_settings_that_cannot_be_meant():
     with pytest.raises(ValidationError, match="samples: 1 or a temperature above 0"):
         RolloutSettings(samples=2, sampling=SamplingSettings(temperature=0))
     values = {"temperature": 1, "top_p": 0.9, "top_k": 50, "max_tokens": 9}
-    same = SamplingSettings(**values).sampling_id
-    assert same == SamplingSettings(**values | {"temperature": 1.0}).sampling_id
+    same = SamplingSettings.model_validate(values).sampling_id
+    assert same == SamplingSettings.model_validate(values | {"temperature": 1.0}).sampling_id
     for name, value in {"temperature": 0.9, "top_p": 1, "top_k": 0, "max_tokens": 8}.items():
-        assert SamplingSettings(**values | {name: value}).sampling_id != same
+        assert SamplingSettings.model_validate(values | {name: value}).sampling_id != same
     for name, value in {"temperature": -1, "top_p": 0, "top_k": -1, "max_tokens": 0}.items():
         with pytest.raises(ValidationError):
-            SamplingSettings(**values | {name: value})
+            SamplingSettings.model_validate(values | {name: value})
 
 
 # --- making
