@@ -250,7 +250,7 @@ def _metrics_table(metrics: list[dict[str, Any]]) -> Table:
     return table
 
 
-_MODELS = {"model", "pretrained", "finetuned_alone", "without_pretraining"}
+_MODELS = {"model", "without_pretraining", "pretrained_only"}
 
 
 def _interval(row: dict[str, Any]) -> str:

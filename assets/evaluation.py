@@ -1,20 +1,46 @@
 """The evaluation side of the graph: held-out groups, rulers beside the models, and the report."""
 
+import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 
 from assets import plots
-from assets.results import made, progress_of, table_link
-from assets.stages import asset_kwargs
-from assets.training import groups_snapshot, read_checkpoint_id
+from assets.corpus import sources_of
+from assets.results import made, progress_of, sources_sql, table_link
+from assets.stages import asset_kwargs, digest
+from assets.training import git_revision, groups_snapshot, read_checkpoint_id
 from assets.workspace import Workspace
 from pipelines import ids, schemas
 from pipelines.lake import Change, Replace
+from trainer.report import ReportContext, write_report
 
-SUITE_CHECKPOINT = {"policy_discrimination": "pretrained", "preference": "finetuned"}
+WRAPPERS = {"policy_discrimination": "pretrain", "preference": "sft"}
+LABELS = {
+    "policy_discrimination": {"model": "pre-trained"},
+    "preference": {
+        "model": "pre-trained and fine-tuned",
+        "without_pretraining": "fine-tuned alone",
+        "pretrained_only": "pre-trained alone",
+    },
+}
+
+
+def checkpoints_by_suite(workspace: Workspace) -> dict[str, dict[str, str]]:
+    """Per suite, which checkpoint is the model and which are set against it, by scorer name."""
+    fine_tuned = (workspace.checkpoint("finetuned") / "config.json").exists()
+    compared = {
+        "model": "finetuned",
+        "without_pretraining": "finetuned_alone",
+        "pretrained_only": "pretrained",
+    }
+    return {
+        "policy_discrimination": {"model": "pretrained"},
+        "preference": compared if fine_tuned else {"model": "pretrained"},
+    }
 
 
 @dg.asset(
@@ -27,27 +53,19 @@ def report(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult:
     """Policy discrimination by the pre-trained model, preference by the fine-tuned ones."""
-    from trainer.report import write_report
-
     from trainer.data import read_groups
     from trainer.evaluate import evaluate, joined
     from trainer.score import Scorer
 
     progress = progress_of(context, workspace)
-    models = {
-        name: Scorer.load(workspace.checkpoint(name)).score
-        for name in ("pretrained", "finetuned", "finetuned_alone")
-    }
     scorers = {
-        "policy_discrimination": {"model": models["pretrained"]},
-        "preference": {
-            "model": models["finetuned"],
-            "without_pretraining": models["finetuned_alone"],
-            "pretrained_only": models["pretrained"],
-        },
+        suite: {
+            scorer: Scorer.load(workspace.checkpoint(name)).score for scorer, name in of.items()
+        }
+        for suite, of in checkpoints_by_suite(workspace).items()
     }
     tables = []
-    for suite, wrapper in (("policy_discrimination", "pretrain"), ("preference", "sft")):
+    for suite, wrapper in WRAPPERS.items():
         tables.append(
             evaluate(
                 scorers[suite],
@@ -98,12 +116,51 @@ def report(
     )
 
 
+def report_context(workspace: Workspace) -> ReportContext:
+    """What the report says beside the numbers: checkpoints, curves, balance, the command."""
+    folders = {
+        name: workspace.checkpoint(name)
+        for name in ("backbone", "pretrained", "finetuned", "finetuned_alone")
+    }
+    with workspace.lake(read_only=True) as lake:
+        trained = lake.query(
+            "select name, stage, checkpoint_id::varchar as id, parent::varchar as parent, "
+            "snapshot, path, configuration from checkpoints where path like ? order by created_at",
+            [f"checkpoints/{workspace.config.name}/%"],
+        ).to_pylist()
+        balance = lake.query(
+            "select split, label, sum(rows)::bigint as rows from counts "
+            f"where stage = 'pairs' and what = 'out' and source in "
+            f"({sources_sql(sources_of(workspace, lake))}) group by all order by all"
+        ).to_pylist()
+    data = " --data FOLDER" if workspace.config.is_recorded else ""
+    return ReportContext(
+        title=f"POLAR evaluation: {workspace.config.name}",
+        checkpoints=trained,
+        snapshot=groups_snapshot(workspace),
+        configuration=digest(workspace.config.model_dump(mode="json")),
+        git_revision=git_revision(),
+        command=f"polar run --config {workspace.config_path.name}{data}",
+        labels=LABELS,
+        curves={name: lines for name, folder in folders.items() if (lines := _curve(folder))},
+        balance=balance,
+    )
+
+
+def _curve(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a training run's metrics.jsonl; none where there is no such file."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def publish_rows(workspace: Workspace, rows: pa.Table) -> None:
     """Set the evaluations of this configuration's checkpoints."""
     now, snapshot = datetime.now(UTC), groups_snapshot(workspace)
     keys = {
-        suite: read_checkpoint_id(workspace.checkpoint(name))
-        for suite, name in SUITE_CHECKPOINT.items()
+        suite: read_checkpoint_id(workspace.checkpoint(of["model"]))
+        for suite, of in checkpoints_by_suite(workspace).items()
     }
     suites = rows["suite"].to_pylist()
     schema = schemas.EVALUATIONS.schema

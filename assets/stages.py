@@ -11,13 +11,14 @@ import ast
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow.parquet as pq
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from assets.workspace import Workspace
@@ -40,6 +41,7 @@ class Stage:
     files: Callable[[Workspace], list[Path]] = lambda w: [w.home / CATALOG]
     outputs: tuple[str, ...] = ()
     partitioned: bool = False
+    idle: Callable[[Workspace], str | None] = lambda _: None  # why there is nothing to do
 
     @property
     def assets(self) -> tuple[str, ...]:
@@ -51,26 +53,22 @@ def _section(name: str) -> Callable[[Workspace], Any]:
     return lambda w: getattr(w.config, name)
 
 
+def _no_preferences(workspace: Workspace) -> str | None:
+    path = workspace.groups_file("sft", "train")
+    if path.exists() and pq.ParquetFile(path).metadata.num_rows == 0:
+        return "no preferences with a reference to fine-tune on"
+    return None
+
+
 def _checkpoint(name: str) -> Callable[[Workspace], list[Path]]:
     return lambda w: [w.checkpoint(name) / "config.json"]
 
-
-_TRAINER = (
-    "trainer.template",
-    "trainer.data",
-    "trainer.packing",
-    "trainer.layout",
-    "trainer.loss",
-    "trainer.model",
-    "trainer.optim",
-    "trainer.loop",
-)
 
 _POOL = (
     Stage(
         name="embedded_policies",
         group="pool",
-        code=("pipelines.embedded*", "trainer.language_model"),
+        code=("pipelines.embedded", "trainer.language_model"),
         settings=lambda w: w.embedded,
         files=lambda w: [w.policies_dir],
     ),
@@ -84,14 +82,14 @@ _POOL = (
     Stage(
         name="prompts",
         group="pool",
-        code=("pipelines.embedded*", "pipelines.prompts"),
+        code=("pipelines.embedded",),
         settings=lambda w: [w.config.prompts, w.config.split, w.embedded],
     ),
     Stage(
         name="trajectories",
         group="corpus",
         upstream=("policies", "prompts"),
-        code=("pipelines.rollouts", "pipelines.staged", "pipelines.quality", "pipelines.engines.*"),
+        code=("pipelines.rollouts", "pipelines.engines.local"),
         settings=_section("rollouts"),
         partitioned=True,
     ),
@@ -99,7 +97,7 @@ _POOL = (
         name="preferences",
         group="corpus",
         upstream=("trajectories", "prompts"),
-        code=("pipelines.embedded*",),
+        code=("pipelines.embedded",),
         settings=_section("preferences"),
     ),
 )
@@ -108,7 +106,7 @@ _RECORDED = (
     Stage(
         name="recorded",
         group="corpus",
-        code=("pipelines.engines.recorded.*", "pipelines.quality", "pipelines.prompts"),
+        code=("pipelines.engines.recorded",),
         settings=lambda w: [recorded_fingerprint(w), w.config.split],
         outputs=("policies", "prompts", "trajectories", "preferences"),
     ),
@@ -119,21 +117,21 @@ _COMMON = (
         name="duplicates",
         group="corpus",
         upstream=("trajectories",),
-        code=("pipelines.minhash", "pipelines.dedup", "pipelines.near"),
+        code=("pipelines.dedup",),
         settings=_section("dedup"),
     ),
     Stage(
         name="pairs",
         group="corpus",
         upstream=("duplicates", "policies", "prompts"),
-        code=("pipelines.pairs", "pipelines.labels", "pipelines.budget", "pipelines.chunks"),
+        code=("pipelines.pairs",),
         settings=_section("pairs"),
     ),
     Stage(
         name="groups",
         group="corpus",
         upstream=("pairs", "preferences"),
-        code=("pipelines.groups", "pipelines.labels", "pipelines.blocks", "pipelines.chunks"),
+        code=("pipelines.groups",),
         settings=lambda w: [w.config.groups, w.config.pairs],
         files=lambda w: [
             w.groups_file(wrapper, split)
@@ -153,7 +151,7 @@ _COMMON = (
         name="pretrained",
         group="training",
         upstream=("backbone", "groups"),
-        code=_TRAINER,
+        code=("trainer.loop",),
         settings=_section("pretrain"),
         files=_checkpoint("pretrained"),
     ),
@@ -161,31 +159,25 @@ _COMMON = (
         name="finetuned",
         group="training",
         upstream=("pretrained", "groups"),
-        code=_TRAINER,
+        code=("trainer.loop",),
         settings=_section("finetune"),
         files=_checkpoint("finetuned"),
+        idle=_no_preferences,
     ),
     Stage(
         name="finetuned_alone",
         group="training",
         upstream=("backbone", "groups"),
-        code=_TRAINER,
+        code=("trainer.loop",),
         settings=_section("finetune"),
         files=_checkpoint("finetuned_alone"),
+        idle=_no_preferences,
     ),
     Stage(
         name="report",
         group="evaluation",
         upstream=("pretrained", "finetuned", "finetuned_alone", "groups"),
-        code=(
-            "trainer.comparisons",
-            "trainer.evaluate",
-            "trainer.rulers",
-            "trainer.surface",
-            "trainer.intervals",
-            "trainer.report*",
-            "trainer.plots",
-        ),
+        code=("trainer.evaluate", "trainer.report"),
         settings=_section("evaluation"),
         files=lambda w: [w.report_dir / "report.html"],
     ),
@@ -290,7 +282,9 @@ def last_provenance(
 def why_stale(
     workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
 ) -> str | None:
-    """Why a stage (or one partition of it) has to be made; None when it is current."""
+    """Why a stage (or one partition of it) has to be made; None when it is current or idle."""
+    if stage.idle(workspace):
+        return None
     made = last_provenance(workspace, instance, stage, partition)
     if made is None:
         return "never made"
@@ -356,27 +350,53 @@ def _plain(value: Any) -> Any:
 
 
 @cache
-def _code_digest(patterns: tuple[str, ...]) -> str:
-    """A digest of the modules' syntax trees without docstrings: comments change nothing."""
-    trees = []
-    for pattern in patterns:
-        package, _, name = pattern.rpartition(".")
-        spec = importlib.util.find_spec(package)
-        folder = Path(next(iter(spec.submodule_search_locations or []))) if spec else Path()
-        trees += [_tree(path) for path in sorted(folder.glob(f"{name}.py"))]
+def _code_digest(modules: tuple[str, ...]) -> str:
+    """A digest of modules and of all that they import of the project; comments change nothing."""
+    trees: dict[str, str] = {}
+    queue = list(modules)
+    while queue:
+        name = queue.pop()
+        spec = importlib.util.find_spec(name)
+        if name in trees or name in _SHARED or spec is None or spec.origin is None:
+            continue
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        trees[name] = _without_docstrings(tree)
+        queue += [found for found in _imports(tree) if found.split(".")[0] in _FLOORS]
     return digest(trees)
 
 
-def _tree(path: Path) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+_FLOORS = ("pipelines", "trainer")
+_SHARED = ("pipelines.schemas", "pipelines.settings", "pipelines.errors", "trainer.errors")
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    """Names of modules that a module imports, at whatever depth."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                if node.module.split(".")[0] in _FLOORS and _is_module(name):
+                    yield name
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # its parent is a module, not a package
+        return False
+
+
+def _without_docstrings(tree: ast.Module) -> str:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
         if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-            and isinstance(body[0].value.value, str)
+            isinstance(first, ast.Expr)
+            and isinstance(first.value, ast.Constant)
+            and isinstance(first.value.value, str)
         ):
-            body[0].value.value = ""
+            first.value.value = ""
     return ast.dump(tree)

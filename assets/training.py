@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import dagster as dg
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from assets import plots
 from assets.results import made, progress_of, table_link
@@ -138,6 +137,8 @@ def _reward_model(
     name = context.asset_key.to_user_string()
     settings = getattr(workspace.config, stage)
     out = workspace.checkpoint(name)
+    if idle := stage_making(workspace, name).idle(workspace):
+        raise dg.Failure(idle)
     parent = read_checkpoint_id(workspace.checkpoint(start))
     key = checkpoint_id(workspace, context.instance, name, parent)
     mark = out / "making"
@@ -211,11 +212,6 @@ def finetuned_alone(
 ) -> dg.MaterializeResult:
     """Fine-tuning alone."""
     return _reward_model(context, workspace, start="backbone", stage="finetune")
-
-
-def has_groups(path: Path) -> bool:
-    """Whether a groups file holds any."""
-    return path.exists() and pq.ParquetFile(path).metadata.num_rows > 0
 
 
 ASSETS = [backbone, pretrained, finetuned, finetuned_alone]
