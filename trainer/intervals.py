@@ -135,12 +135,13 @@ def resample(
         (False, False): WILSON,
     }[sizes[0] > 1, sizes[1] > 1]
     sums, counts, (rows, columns) = _cells(values, prompt, policy)
-    rng = np.random.default_rng(seed)
+    ways = [np.random.default_rng([seed, way]) for way in (0, 1)]
     replicates = []
     step = max(1, _CHUNK // len(counts))
     for start in range(0, resamples if method != WILSON else 0, step):
         size = min(step, resamples - start)
-        weights = _draws(rng, size, sizes[0])[:, rows] * _draws(rng, size, sizes[1])[:, columns]
+        weights = _draws(ways[0], size, sizes[0])[:, rows]
+        weights *= _draws(ways[1], size, sizes[1])[:, columns]
         total = weights @ counts
         usable = total > 0
         replicates.append((weights @ sums)[usable] / total[usable, None])
