@@ -24,16 +24,18 @@ from trainer.settings import TrainSettings
 class LakeSettings(Settings):
     """Limits of a lake connection."""
 
-    threads: int = Field(2, ge=1)
+    threads: int = Field(default=2, ge=1)
     memory_limit: str = "2GB"
 
 
 class BackboneSettings(Settings):
     """The decoder that reward models start from."""
 
-    vocabulary: int = Field(2048, ge=300, description="tokens of its tokenizer")
-    tokenizer_texts: int = Field(20_000, ge=1, description="texts the tokenizer is trained on")
-    max_documents: int = Field(200_000, ge=1)
+    vocabulary: int = Field(default=2048, ge=300, description="tokens of its tokenizer")
+    tokenizer_texts: int = Field(
+        default=20_000, ge=1, description="texts the tokenizer is trained on"
+    )
+    max_documents: int = Field(default=200_000, ge=1)
     model: LanguageModelSettings = LanguageModelSettings()
 
 
@@ -41,9 +43,9 @@ class RunConfig(Settings):
     """One corpus and what is trained on it: `pool` (rollouts) or `recorded` (existing answers)."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    pool: str | None = Field(None, description="pool file, relative to this one")
-    recorded: bool = Field(False, description="read trajectories from --data")
-    threads: int = Field(2, ge=1, description="torch threads of rollouts and training")
+    pool: str | None = Field(default=None, description="pool file, relative to this one")
+    recorded: bool = Field(default=False, description="read trajectories from --data")
+    threads: int = Field(default=2, ge=1, description="torch threads of rollouts and training")
     lake: LakeSettings = LakeSettings()
     split: SplitSettings = SplitSettings()
     prompts: PromptSettings = PromptSettings()

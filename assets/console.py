@@ -23,6 +23,7 @@ from rich.table import Table
 from assets.progress import Progress, duration, progress_line
 from assets.run import Item, Outcome, execute, plan
 from assets.workspace import Workspace
+from trainer.settings import TrainSettings
 
 console = Console()
 
@@ -134,9 +135,14 @@ def dry_run_command(workspace: Workspace, until: str | None, *, as_json: bool) -
     if not rows:
         console.print("All is current: a run would make nothing.")
         return
-    table = Table("asset", "partition", "reason", "size", title="Would be made, in this order")
+    table = Table("asset", "reason", "size", title="Would be made, in this order")
+    merged: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
-        table.add_row(*(str(row[key] or "") for key in ("asset", "partition", "reason", "size")))
+        key = (str(row["asset"]), str(row["reason"]), str(row["size"]))
+        merged.setdefault(key, []).append(str(row["partition"] or ""))
+    for (asset, reason, size), partitions in merged.items():
+        title = f"{asset} ({len(partitions)} policies)" if partitions[0] else asset
+        table.add_row(title, reason, size)
     console.print(table)
 
 
@@ -149,18 +155,43 @@ def work_sizes(workspace: Workspace) -> dict[str, str]:
         files = row_counts(workspace.recorded_data())
         sizes = {"recorded": ", ".join(f"{n:,} {name}" for name, n in files.items())}
     else:
-        sizes = {
-            "embedded_policies": f"{len(workspace.pool.policies)} policies",
-            "policies": f"{len(workspace.pool.policies)} policies",
-            "prompts": f"{config.prompts.total:,} prompts",
-            "trajectories": f"up to {config.prompts.total * config.rollouts.samples:,} answers",
-        }
+        sizes = _pool_sizes(workspace)
     return sizes | {
-        "backbone": config.backbone.size_words(),
-        "pretrained": config.pretrain.size_words(),
-        "finetuned": config.finetune.size_words(),
-        "finetuned_alone": config.finetune.size_words(),
+        "backbone": f"{config.backbone.model.steps:,} steps",
+        "pretrained": _length(config.pretrain),
+        "finetuned": _length(config.finetune),
+        "finetuned_alone": _length(config.finetune),
     }
+
+
+def _pool_sizes(workspace: Workspace) -> dict[str, str]:
+    from pipelines import embedded, rollouts
+
+    config, policies = workspace.config, workspace.pool.policies
+    prompts = embedded.prompts(config.prompts, config.split, workspace.pool.source)
+    asked = prompts["kind"].to_pylist()
+    runs = len(workspace.embedded.runs) if workspace.embedded else 0
+    wanted = sum(
+        asked.count(rollouts.answers({"kind": policy.kind, "template": policy.template}))
+        for policy in policies
+    )
+    if config.rollouts.assignment == "sparse":
+        wanted = min(wanted, len(asked) * config.rollouts.policies_per_prompt)
+    return {
+        "embedded_policies": f"{runs} training runs",
+        "policies": f"{len(policies)} policies",
+        "prompts": f"{len(asked):,} prompts",
+        "trajectories": f"at most {wanted * config.rollouts.samples:,} answers in all",
+    }
+
+
+def _length(settings: TrainSettings) -> str:
+    ends = [
+        f"{settings.epochs} epochs",
+        f"{settings.max_steps:,} steps" if settings.max_steps else "",
+        f"{settings.max_seconds:.0f} s" if settings.max_seconds else "",
+    ]
+    return "at most " + ", ".join(filter(None, ends))
 
 
 def summarise(workspace: Workspace) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def plan(
     for stage in ancestors(workspace, until):
         waits = [name for name in stage.upstream if stage_making(workspace, name).name in pending]
         found = stale_items(workspace, instance, stage)
-        if waits and not stage.partitioned and not found:
+        if waits and not stage.partitioned and not found and not stage.idle(workspace):
             found = [Item(stage=stage, reason="after: " + ", ".join(waits))]
         if stage.partitioned and "policies" in waits:
             known = set(workspace_policy_ids(workspace))
@@ -151,8 +151,8 @@ def _make(
             tags={"polar/reason": item.reason[:200]},
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         )
-    except DagsterExecutionInterruptedError as error:
-        raise KeyboardInterrupt from error
+    except DagsterExecutionInterruptedError as interrupt:
+        raise KeyboardInterrupt from interrupt
     finally:
         workspace.listener = None
     error = None if result.success else "\n".join(_errors(result)) or "failed; see the Dagster log"
