@@ -164,7 +164,7 @@ def wilson(share: float, n: float, tail: float = 0.025) -> tuple[float, float]:
     z = NormalDist().inv_cdf(1 - tail)
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 def _codes(labels: Sequence | np.ndarray) -> np.ndarray:

@@ -223,10 +223,8 @@ def _suite(suite: str, strata: Sequence[Stratum], names: Mapping[str, str]) -> d
     from trainer import plots
 
     own = [s for s in strata if s.suite == suite]
-    main = [s for s in own if s.category == ALL]
-    siblings = [s for s in own if s.category == SIBLINGS]
-    if len(main) == 2:  # one cell and the sum of one cell
-        main, siblings = main[:1], siblings[:1]
+    main = _cells([s for s in own if s.category == ALL])
+    siblings = _cells([s for s in own if s.category == SIBLINGS])
     categories = sorted(
         (s for s in own if s.category not in (ALL, SIBLINGS)), key=lambda s: -s.model["n"]
     )
@@ -255,6 +253,12 @@ def _suite(suite: str, strata: Sequence[Stratum], names: Mapping[str, str]) -> d
         "plots": drawn,
         "tables": tables,
     }
+
+
+def _cells(strata: list[Stratum]) -> list[Stratum]:
+    """The same, less the sum over all cells where there is one cell only."""
+    single = [s for s in strata if s.cell != ALL]
+    return single if len(single) == 1 else strata
 
 
 def _table(title: str, strata: Sequence[Stratum], names: Mapping[str, str]) -> dict[str, Any]:

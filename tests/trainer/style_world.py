@@ -75,14 +75,15 @@ def discrimination(groups: int = 400, *, seed: int = 0, leak: bool = False) -> p
 
 
 def preference(groups: int = 120, *, seed: int = 1) -> pa.Table:
-    """Three ranked answers a prompt: the more words of the reference, the better."""
+    """Three ranked answers a prompt: by and large, the more words of the reference the better."""
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(groups):
         words = [f"w{i}" for i in rng.integers(40, size=8)]
+        kept = 6 - 2 * np.arange(3) + rng.integers(-2, 3, size=3)
         answers = [
-            (" ".join(words[: 8 - 3 * rank] + ["filler"] * 3 * rank), rank, 0, "same")
-            for rank in range(3)
+            (" ".join(words[: max(k, 0)] + ["filler"] * (8 - max(k, 0))), rank, 0, "same")
+            for rank, k in enumerate(kept)
         ]
         rows.append(
             group(
