@@ -16,14 +16,13 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
 from pipelines import ids, schemas
-from pipelines.beam import LOCAL, add, run_pipeline
+from pipelines.beam import LOCAL, add, beam, run_pipeline
 from pipelines.blocks import (
     Block,
     Draw,

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipelines import schemas
-from pipelines.beam import LOCAL, add, check_counts, run_pipeline
+from pipelines.beam import LOCAL, add, beam, check_counts, run_pipeline
 from pipelines.budget import BINS, KINDS, Budget, Rates, Stratum, draw_rates
 from pipelines.chunks import PAIRS_PER_CHUNK, Progress, split_chunks, watching
 from pipelines.labels import (
