@@ -218,14 +218,17 @@ class Lake:
     def maintain(self, grace: timedelta = timedelta(hours=1)) -> dict[str, int]:
         """Merge small files, rewrite those mostly deleted, remove files that no snapshot needs.
 
-        Every snapshot stays readable. A file is removed `grace` after it fell out of use, so that
-        queries still reading it can end; give none only where nobody else has the lake open.
+        Every snapshot stays readable. A file is removed `grace` (and up to a day) after it fell
+        out of use, so that queries which still read it can end; without grace at once, for where
+        nobody else has the lake open.
 
         Returns:
             Data files of the newest snapshot `before` and `after`, and files `removed`.
         """
         before = self._data_files()
-        age = f"older_than => now() - interval {int(grace.total_seconds())} second"
+        # DuckLake compares these times as text in SQLite, where "... 23:59" comes before "...T00".
+        age = f"older_than => now() - interval {int(grace.total_seconds())} second - interval 1 day"
+        which = age if grace else "cleanup_all => true"
         with _turn(self.home, self._patience):
             for message, call in (
                 ("rewrite files", "rewrite_data_files('lake', delete_threshold => 0.5)"),
@@ -234,7 +237,7 @@ class Lake:
                 self._commit("lake", message, [f"call ducklake_{call}"])
             with self._reading() as con:
                 removed = [
-                    con.execute(f"call ducklake_{name}('lake', {age})").fetchall()
+                    con.execute(f"call ducklake_{name}('lake', {which})").fetchall()
                     for name in ("cleanup_old_files", "delete_orphaned_files")
                 ]
         return {"before": before, "after": self._data_files(), "removed": sum(map(len, removed))}
