@@ -81,13 +81,12 @@ def up(
     command = [sys.executable, "-m", "dagster", "dev", "-m", "assets.definitions"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     console.print(f"Dagster UI: http://127.0.0.1:{port}  (home {workspace.home}; Ctrl-C stops it)")
-    with subprocess.Popen(command, cwd=PROJECT, env=environment) as process:
-        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:  # the children got it as well
-            code = process.wait()
-    raise typer.Exit(0 if code in (0, -signal.SIGINT, -signal.SIGTERM, 130) else code)
+    # A session of its own, so that Ctrl-C reaches Dagster once: from here.
+    process = subprocess.Popen(command, cwd=PROJECT, env=environment, start_new_session=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: process.send_signal(signal.SIGINT))
+    code = process.wait()
+    raise typer.Exit(0 if code in (0, -signal.SIGINT, 130) else code)
 
 
 @app.command()

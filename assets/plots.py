@@ -38,8 +38,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
         return dg.MetadataValue.md("(no rows)")
     head = list(rows[0])
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    lines += ["| " + " | ".join(str(row[name]) for name in head) + " |" for row in rows]
+    lines += ["| " + " | ".join(_cell(row[name]) for name in head) + " |" for row in rows]
     return dg.MetadataValue.md("\n".join(lines))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _picture(title: str, draw: Any, *, height: float) -> dg.MarkdownMetadataValue:
