@@ -98,19 +98,31 @@ def categories_svg(strata: Sequence[Stratum], names: Mapping[str, str]) -> str:
 
 
 def curves_svg(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Loss and accuracy of each training run over its steps, from the lines of metrics.jsonl."""
+    """Loss and accuracy of each training run over its steps, from the lines of metrics.jsonl.
+
+    Runs whose lines have no accuracy are language models: their loss has a panel of its own.
+    """
+    ranking = [run for run, lines in curves.items() if any("accuracy" in line for line in lines)]
+    language = [run for run, lines in curves.items() if lines and run not in ranking]
+    panels = [("loss", "next-token loss", language), ("loss", "loss", ranking)]
+    panels = [panel for panel in [*panels, ("accuracy", "accuracy", ranking)] if panel[2]]
     with rc_context({**_STYLE, "svg.hashsalt": "curves"}):
-        figure = Figure(figsize=(9.4, 2.8))
-        for axis, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-            for index, (run, lines) in enumerate(curves.items()):
-                points = [(x["step"], x[metric]) for x in lines if x.get(metric) is not None]
-                steps, values = zip(*points, strict=True) if points else ((), ())
-                colour = MODELS[index % len(MODELS)]
-                axis.plot(steps, values, color=colour, linewidth=1.4, label=spoken(run))
-            axis.set_title(f"{metric} on training groups")
+        figure = Figure(figsize=(1.2 + 4.1 * len(panels), 2.8))
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axis, (metric, title, runs) in zip(axes, panels, strict=True):
+            for index, run in enumerate(runs):
+                lines = [line for line in curves[run] if line.get(metric) is not None]
+                axis.plot(
+                    [line["step"] for line in lines],
+                    [line[metric] for line in lines],
+                    color=MODELS[index % len(MODELS)],
+                    linewidth=1.4,
+                    label=spoken(run),
+                )
+            axis.set_title(f"{title} on training data")
             axis.set_xlabel("step")
+            axis.legend(fontsize=8)
             _grid(axis, "both")
-        figure.axes[0].legend(fontsize=8)
         return _svg(figure)
 
 

@@ -231,7 +231,7 @@ def test_the_command_goes_from_files_to_files(tmp_path, world, checkpoints):
     record = json.loads((out / "report.json").read_text())
     assert record["checkpoints"][0]["scorer"] == "model"
     assert record["command"].startswith("python -m trainer evaluate ")
-    assert "loss on training groups" in (out / "report.html").read_text()
+    assert "loss on training data" in (out / "report.html").read_text()
 
 
 def test_the_command_measures_all_rows_where_none_is_marked_eval(tmp_path, checkpoints):

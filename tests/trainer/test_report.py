@@ -38,6 +38,7 @@ def rows_of(*parts) -> pa.Table:
     return with_notes(rows, ["a remark"])
 
 
+CONFIGURATION = json.dumps({"lr": 0.001, "note": "</pre><script>" + "long " * 30})
 GOOD = {"model": 0.85, "shuffled_reference": 0.5, "tfidf": 0.64, "reference_blind": 0.51}
 
 
@@ -110,7 +111,14 @@ class Page(HTMLParser):
 def context() -> ReportContext:
     return ReportContext(
         title=f"Report {NASTY}",
-        checkpoints=[{"name": NASTY, "stage": "pretrain", "parents": ["a", "b"], "loss": 0.123456}],
+        checkpoints=[
+            {
+                "name": NASTY,
+                "stage": "pretrain",
+                "parents": ["a", "b"],
+                "configuration": CONFIGURATION,
+            }
+        ],
         snapshot=7,
         configuration="abc123",
         command=f"polar run --config '{NASTY}'",
@@ -150,6 +158,20 @@ def test_html_is_self_contained_and_runs_nothing(tmp_path, rows, context):
     for shown in ("2026-01-02 03:04 UTC", "lake snapshot 7", "abc123", "a remark", "90.0"):
         assert shown in text
     assert 'class="above">90.0' in text
+
+
+def test_long_facts_of_checkpoints_stand_below_their_table(tmp_path, rows, context):
+    text = write_report(tmp_path, rows, context)["html"].read_text(encoding="utf-8")
+    table, rest = text[text.index("What was trained") :].split("</table>", maxsplit=1)
+    assert "lr" not in table
+    assert "<details><summary>configuration of" in rest
+    assert "&#34;lr&#34;: 0.001" in rest
+
+
+def test_language_model_losses_have_a_panel_of_their_own(context):
+    curves = context.curves | {"backbone": [{"step": 1, "loss": 5.0}]}
+    assert "next-token loss" in curves_svg(curves)
+    assert "next-token loss" not in curves_svg(context.curves)
 
 
 def test_svgs_are_well_formed_even_with_odd_names(context):
