@@ -45,11 +45,6 @@ def connect(
     if read_only and not (home / CATALOG).exists():
         msg = f"{home}: no lake here; `make demo` or `polar run --config FILE` makes one"
         raise LakeError(msg)
-    # Readers and writers of a SQLite catalogue wait for each other unless its journal is a WAL.
-    options = [f"data_path {quoted(f'{home / DATA}/')}", "override_data_path true"]
-    options.append("read_only" if read_only else "meta_journal_mode 'WAL'")
-    if snapshot is not None:
-        options.append(f"snapshot_version {int(snapshot)}")
     spill = home / "staging" / f"duckdb-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     con = duckdb.connect(
         config={
@@ -65,14 +60,43 @@ def connect(
     try:
         for name in ("ducklake", "sqlite_scanner"):
             con.execute(f"load {quoted(str(_extension(name)))}")
-        con.execute("set timezone = 'UTC'")
-        source = quoted(f"ducklake:sqlite:{home / CATALOG}")
-        con.execute(f"attach {source} as lake ({', '.join(options)})")
-        con.execute("use lake")
-    except duckdb.Error as error:
+        use(con, home, "lake", read_only=read_only, snapshot=snapshot)
+    except BaseException:
         con.close()
-        raise fault(error, home, "open the lake") from error
+        raise
     return con
+
+
+def use(
+    con: duckdb.DuckDBPyConnection,
+    home: Path,
+    name: str,
+    *,
+    read_only: bool,
+    snapshot: int | None = None,
+) -> None:
+    """Attach the lake under `home` as `name` and make it the current catalogue of `con`.
+
+    Raises:
+        LakeError: it cannot be opened, or has no such snapshot.
+    """
+    options = [f"data_path {quoted(f'{home / DATA}/')}", "override_data_path true"]
+    # Readers and writers of a SQLite catalogue wait for each other unless its journal is a WAL.
+    options.append("read_only" if read_only else "meta_journal_mode 'WAL'")
+    if snapshot is not None:
+        options.append(f"snapshot_version {int(snapshot)}")
+    source = quoted(f"ducklake:sqlite:{home / CATALOG}")
+    try:
+        con.execute(f"attach {source} as {name} ({', '.join(options)})")
+        con.execute(f"use {name}")
+        con.execute("set timezone = 'UTC'")
+    except duckdb.Error as error:
+        if "No snapshot found" in str(error):
+            msg = (
+                f"the lake at {home} has no snapshot {snapshot}; `from lake.snapshots()` lists all"
+            )
+            raise LakeError(msg) from None
+        raise fault(error, home, "open the lake") from error
 
 
 def quoted(text: str) -> str:

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,6 +36,7 @@ from pipelines.attach import (
     locked,
     plain,
     quoted,
+    use,
 )
 from pipelines.errors import LakeError, QueryError
 from pipelines.schemas import TABLES, Table
@@ -81,8 +81,7 @@ class Lake:
         self.home = home
         self.read_only = read_only
         self._patience = patience
-        self._connect = partial(connect, home, threads=threads, memory_limit=memory_limit)
-        self._con = self._connect(read_only=read_only)
+        self._con = connect(home, read_only=read_only, threads=threads, memory_limit=memory_limit)
 
     @classmethod
     def open(
@@ -171,7 +170,8 @@ class Lake:
     ) -> pa.Table:
         """The result of one query. Ids come back as `pa.uuid()`; as parameters they are text.
 
-        `snapshot` answers as of then, views included; `tables` are Arrow tables to ask as well.
+        `snapshot` answers as of then, views included, for table names without a catalogue;
+        `tables` are Arrow tables to ask as well.
 
         Raises:
             QueryError: the query is wrong.
@@ -269,17 +269,22 @@ class Lake:
     @contextmanager
     def _reading(self, snapshot: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection that shows `snapshot`; the faults of what runs on it, in words."""
-        con = self._con
-        if snapshot is not None:
-            con = self._connect(read_only=True, snapshot=snapshot)
         try:
-            with interruptible(con):
-                yield con
+            with interruptible(self._con):
+                if snapshot is None:
+                    yield self._con
+                    return
+                name = f"at_{int(snapshot)}"
+                with self._con.cursor() as con:
+                    use(con, self.home, name, read_only=True, snapshot=snapshot)
+                    try:
+                        with interruptible(con):
+                            yield con
+                    finally:
+                        con.execute("use memory")
+                        con.execute(f"detach {name}")
         except duckdb.Error as error:
             raise fault(error, self.home, "run the query", QueryError) from error
-        finally:
-            if con is not self._con:
-                disconnect(con)
 
 
 @contextmanager
