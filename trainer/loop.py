@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 
 from trainer import resume
 from trainer.errors import BadGroupsError, DivergedError
-from trainer.layout import LAYOUTS
+from trainer.layout import LAYOUTS, precision
 from trainer.loss import bradley_terry
 from trainer.model import RewardModel, Stage
 from trainer.optim import adamw, learning_rate
@@ -190,7 +189,7 @@ class _Run:
         totals = _empty_interval()
         for part in microbatches(self.costs[batch], settings.micro_tokens):
             chosen = batch[part]
-            with self._autocast():
+            with precision(network, settings.precision):
                 scores = self.layout(network, [(ids.prefix(g), ids.suffixes(g)) for g in chosen])
             sums = bradley_terry(scores, [ranks[i] for i in part])
             (sums.loss / pairs).backward()
@@ -211,10 +210,6 @@ class _Run:
         self.tokens += int(totals["tokens"])
         totals |= {"pairs": pairs, "grad_norm": norm, "steps": 1}
         self.interval = {key: self.interval[key] + totals[key] for key in totals}
-
-    def _autocast(self) -> AbstractContextManager:
-        device = self.model.network.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     def _sizes(self, groups: np.ndarray) -> int:
         """Ids in the groups' sequences, counted as if each stood alone."""
