@@ -61,7 +61,7 @@ _SLICE = 512  # items scored between two progress reports
 
 
 class EvaluationSettings(BaseModel):
-    """What is evaluated, and how closely."""
+    """What is evaluated, and how closely; intervals are at 95 %."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,7 +70,6 @@ class EvaluationSettings(BaseModel):
     max_train_groups: int = Field(default=3000, ge=1)
     max_eval_groups: int = Field(default=2000, ge=1)
     resamples: int = Field(default=1000, ge=100)
-    level: float = Field(default=0.95, gt=0, lt=1)
     seed: int = 0
 
     @field_validator("rulers")
@@ -295,7 +294,6 @@ def _measure(
         comparisons.prompt[mask],
         comparisons.policy[mask],
         resamples=settings.resamples,
-        level=settings.level,
         seed=settings.seed,
     )
     found = [("accuracy", s, resampled.mean(i)) for i, s in enumerate(outcomes)]

@@ -145,8 +145,14 @@ def rows() -> pa.Table:
     )
 
 
-def test_html_is_self_contained_and_runs_nothing(tmp_path, rows, context):
-    text = write_report(tmp_path, rows, context)["html"].read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory, rows, context) -> dict[str, str]:
+    paths = write_report(tmp_path_factory.mktemp("report"), rows, context)
+    return {kind: path.read_text(encoding="utf-8") for kind, path in paths.items()}
+
+
+def test_html_is_self_contained_and_runs_nothing(pages):
+    text = pages["html"]
     page = Page()
     page.feed(text)
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
@@ -160,8 +166,8 @@ def test_html_is_self_contained_and_runs_nothing(tmp_path, rows, context):
     assert 'class="above">90.0' in text
 
 
-def test_long_facts_of_checkpoints_stand_below_their_table(tmp_path, rows, context):
-    text = write_report(tmp_path, rows, context)["html"].read_text(encoding="utf-8")
+def test_long_facts_of_checkpoints_stand_below_their_table(pages):
+    text = pages["html"]
     table, rest = text[text.index("What was trained") :].split("</table>", maxsplit=1)
     assert "lr" not in table
     assert "<details><summary>configuration of" in rest
@@ -180,8 +186,8 @@ def test_svgs_are_well_formed_even_with_odd_names(context):
         assert "currentColor" in svg
 
 
-def test_markdown_holds_the_same_numbers_and_escapes(tmp_path, rows, context):
-    text = write_report(tmp_path, rows, context)["md"].read_text(encoding="utf-8")
+def test_markdown_holds_the_same_numbers_and_escapes(pages):
+    text = pages["md"]
     prose = text[: text.index("### The command")]
     assert "<script>" not in prose
     assert "| tfidf | 90.0 [87.0, 93.0] | 64.0 [61.0, 67.0] |" in text
@@ -189,11 +195,11 @@ def test_markdown_holds_the_same_numbers_and_escapes(tmp_path, rows, context):
     assert all(line.endswith("|") for line in tables)
 
 
-def test_json_is_strict_and_complete(tmp_path, rows, context):
+def test_json_is_strict_and_complete(tmp_path, pages, rows, context):
     odd = ReportContext(checkpoints=[{"loss": float("nan")}])
-    record = json.loads(write_report(tmp_path, rows, odd)["json"].read_text())
+    record = json.loads(write_report(tmp_path, rows_of(), odd)["json"].read_text())
     assert record["checkpoints"] == [{"loss": None}]
-    record = json.loads(write_report(tmp_path, rows, context)["json"].read_text())
+    record = json.loads(pages["json"])
     assert record["rows"] == rows.to_pylist()
     assert record["verdicts"] == verdicts(rows, context.labels)
     assert record["snapshot"] == 7
@@ -212,7 +218,6 @@ def test_a_suite_without_rulers_is_still_reported(tmp_path):
     assert "80.0" in write_report(tmp_path, rows)["html"].read_text()
 
 
-def test_the_same_rows_give_the_same_pages(tmp_path, rows, context):
-    first, again = (write_report(tmp_path / name, rows, context) for name in ("a", "b"))
-    for kind in ("html", "md", "json"):
-        assert first[kind].read_bytes() == again[kind].read_bytes()
+def test_the_same_rows_give_the_same_pages(tmp_path, pages, rows, context):
+    for kind, path in write_report(tmp_path, rows, context).items():
+        assert path.read_text(encoding="utf-8") == pages[kind]
