@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import duckdb
 
 from assets.sql_rows import WRITERS
-from pipelines.attach import connect, disconnect, fault, interruptible, quoted, scratch
+from pipelines.attach import connect, fault, interruptible, quoted, scratch
 from pipelines.errors import PolarError, QueryError
 from pipelines.schemas import TABLES
 from pipelines.views import VIEWS
@@ -171,7 +171,7 @@ def _sandbox(home: Path, snapshot: int | None) -> Iterator[duckdb.DuckDBPyConnec
         con.execute("set lock_configuration = true")
         yield con
     finally:
-        disconnect(con)
+        con.close()
 
 
 def _readable(con: duckdb.DuckDBPyConnection, query: str) -> list[duckdb.Statement]:

@@ -9,7 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from pipelines.errors import LakeError, PolarError
 
 CATALOG = Path("lake", "catalog.sqlite")  # under POLAR_HOME
 DATA = Path("lake", "data")
+SPILL = Path("staging")
 
 _DISK = ("No space left", "File too large", "disk I/O error", "disk is full", "Could not write")
 
@@ -36,7 +37,7 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection whose current catalogue is the lake under `home`, named `lake`.
 
-    `snapshot` shows the lake as it was then. End with `disconnect`.
+    `snapshot` shows the lake as it was then. Closing it removes what it spilled to disk.
 
     Raises:
         LakeError: there is no lake, no such snapshot, or it cannot be opened.
@@ -45,7 +46,9 @@ def connect(
     if read_only and not (home / CATALOG).exists():
         msg = f"{home}: no lake here; `make demo` or `polar run --config FILE` makes one"
         raise LakeError(msg)
-    spill = home / "staging" / f"duckdb-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    with suppress(OSError):  # somebody else's lake: ask without spilling
+        (home / SPILL).mkdir(exist_ok=True)
+    spill = home / SPILL / f"duckdb-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     con = duckdb.connect(
         config={
             "threads": threads,
@@ -110,13 +113,6 @@ def scratch(con: duckdb.DuckDBPyConnection) -> Path:
     return Path(path)
 
 
-def disconnect(con: duckdb.DuckDBPyConnection) -> None:
-    """Close, and remove what was spilled."""
-    spilled = scratch(con)
-    con.close()
-    shutil.rmtree(spilled, ignore_errors=True)
-
-
 def plain(result: pa.Table) -> pa.Table:
     """Booleans and sums as Arrow's own types, instead of extensions that keep every bit of DuckDB.
 
@@ -162,17 +158,18 @@ def fault(
 ) -> PolarError:
     """The error to raise instead: a LakeError for locks, disk and memory, else one of `kind`."""
     text = str(error)
+    first = text.split("\n", 1)[0]
     if contended(error):
         catalog = home / CATALOG
         return locked(home, catalog, catalog.with_name(catalog.name + "-shm"))
     if any(sign in text for sign in _DISK):
         return LakeError(
-            f"cannot {doing}: writing under {home} failed ({text.splitlines()[0]}); "
+            f"cannot {doing}: writing under {home} failed ({first}); "
             f"{shutil.disk_usage(home).free / 2**30:.1f} GiB are free there. The last snapshot is "
             "intact: free space and run again"
         )
     if isinstance(error, duckdb.OutOfMemoryException):
-        return LakeError(f"cannot {doing}: {text}. Raise memory_limit, or ask for less at once")
+        return LakeError(f"cannot {doing}: {first}. Raise memory_limit, or ask for less at once")
     return kind(f"cannot {doing}: {text}")
 
 

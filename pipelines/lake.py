@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -28,9 +29,9 @@ from pipelines import ddl, locks
 from pipelines.attach import (
     CATALOG,
     DATA,
+    SPILL,
     connect,
     contended,
-    disconnect,
     fault,
     interruptible,
     locked,
@@ -128,7 +129,7 @@ class Lake:
 
     def close(self) -> None:
         """Detach; the lake stays as last published."""
-        disconnect(self._con)
+        self._con.close()
 
     def publish(self, author: str, message: str, changes: Sequence[Change]) -> int:
         """Apply `changes` in one transaction, in order: all of them or none.
@@ -240,6 +241,9 @@ class Lake:
                     con.execute(f"call ducklake_{name}('lake', {which})").fetchall()
                     for name in ("cleanup_old_files", "delete_orphaned_files")
                 ]
+        for spilled in (self.home / SPILL).glob("duckdb-*"):  # by a process that was killed
+            if time.time() - spilled.stat().st_mtime > timedelta(days=2).total_seconds():
+                shutil.rmtree(spilled, ignore_errors=True)
         return {"before": before, "after": self._data_files(), "removed": sum(map(len, removed))}
 
     def _data_files(self) -> int:
