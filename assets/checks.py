@@ -15,7 +15,6 @@ from pipelines.schemas import SPLITS, TABLES
 
 SHOWN = 20
 SAME_POLICY_BOUNDS = (0.05, 0.60)
-BLIND_LEVEL = 0.99  # five cells are looked at, and chance alone should not stop a run
 
 
 def _keys_unique(table: str) -> str:
@@ -193,12 +192,11 @@ def label_shares_bounded(workspace: dg.ResourceParam[Workspace]) -> dg.AssetChec
 )
 def reference_blind(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
     """If candidates alone give the label away, no model has to look at the reference."""
-    from trainer.evaluate import EvaluationSettings, reference_blind_check
+    from trainer.evaluate import reference_blind_check
 
     rows = reference_blind_check(
         workspace.groups_file("pretrain", "train"),
         workspace.groups_file("pretrain", "eval"),
-        EvaluationSettings(level=BLIND_LEVEL),
     )
     shown = {
         f"{row['split']}, {row['cell']}": f"{row['value']:.3f} [{row['low']:.3f}, "
