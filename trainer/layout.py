@@ -82,10 +82,10 @@ class _PrefixCache(DynamicCache):
     filling = True
 
     def update(
-        self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> Any:
-        """As in the parent class."""
-        found = super().update(keys, values, layer_idx, *args, **kwargs)
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As in the parent class, whose argument names these are."""
+        found = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if self.filling and layer_idx == len(self.layers) - 1:
             raise _Filled
         return found
@@ -107,12 +107,12 @@ LAYOUTS: dict[str, Callable[[PreTrainedModel, Pieces], Tensor]] = {
 
 @contextmanager
 def precision(network: PreTrainedModel, name: str) -> Iterator[None]:
-    """Run the network in `fp32`, or under autocast in `bf16`.
+    """Run the network in `fp32`, or under autocast in `bf16`; `auto` is bf16 where it is fast.
 
     On a CPU the fused attention is slower in bf16 than in fp32, above all backwards, so there
     attention stays in fp32: 1.5 times the pairs a second for a model of width 128.
     """
-    if name == "fp32":
+    if name == "fp32" or (name == "auto" and not _fast_bf16(network.device)):
         yield
         return
     before = network.config._attn_implementation
@@ -125,6 +125,13 @@ def precision(network: PreTrainedModel, name: str) -> Iterator[None]:
     finally:
         if cpu:
             network.set_attn_implementation(before)
+
+
+def _fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def _attention_in_fp32(

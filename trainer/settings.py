@@ -37,7 +37,7 @@ class TrainSettings(BaseModel):
     max_seconds: float | None = Field(default=None, gt=0)
     batch_groups: int = Field(default=32, ge=1)
     micro_tokens: int = Field(default=16384, ge=1, description="ids run at once, padding included")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     layout: Literal["shared", "separate"] = "shared"
     seed: int = Field(default=0, ge=0)
     max_length: int | None = None

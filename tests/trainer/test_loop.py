@@ -25,7 +25,14 @@ from trainer.model import RewardModel
 from trainer.score import Scorer
 from trainer.settings import TrainSettings, read_settings
 
-FAST = {"lr": 3e-3, "batch_groups": 16, "log_every": 1, "max_steps": 8, "epochs": 3}
+FAST = {
+    "lr": 3e-3,
+    "batch_groups": 16,
+    "log_every": 1,
+    "max_steps": 8,
+    "epochs": 3,
+    "precision": "fp32",
+}
 
 
 def run(groups_file, backbone, out, **changes):
