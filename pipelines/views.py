@@ -132,15 +132,16 @@ LEAKAGE = View(
     },
     f"""
     with sides as (
-        select t.trajectory_id, p.split as policy_side, q.split as prompt_side
+        -- answers of unnamed policies (unknown:<source>) take no side
+        select t.trajectory_id, q.split as prompt_side,
+               case when not starts_with(p.name, 'unknown:') then p.split end as policy_side
         from trajectories as t
         join policies as p on p.policy_id = t.policy_id
         join prompts as q on q.prompt_id = t.prompt_id
     ),
     pair_sides as (
         select p.trajectory_a, p.trajectory_b, p.split, p.cell, a.prompt_side,
-               a.policy_side as side_a, b.policy_side as side_b,
-               {_CELL.format(prompt="a.prompt_side", policy="a.policy_side")} as right_cell
+               a.policy_side as side_a, b.policy_side as side_b
         from pairs as p
         join sides as a on a.trajectory_id = p.trajectory_a
         join sides as b on b.trajectory_id = p.trajectory_b
@@ -152,9 +153,8 @@ LEAKAGE = View(
     ),
     group_sides as (
         select m.group_id, m.wrapper, m.split, m.cell, any_value(s.prompt_side) as prompt_side,
-               min(s.policy_side) as lowest, max(s.policy_side) as highest,
-               {_CELL.format(prompt="any_value(s.prompt_side)", policy="min(s.policy_side)")}
-               as right_cell
+               coalesce(min(s.policy_side), 'train') as lowest,
+               coalesce(max(s.policy_side), 'train') as highest
         from members as m join sides as s on s.trajectory_id = m.trajectory_id
         group by m.group_id, m.wrapper, m.split, m.cell
     )
@@ -170,18 +170,20 @@ LEAKAGE = View(
            'split ' || split || ', cell ' || cell || '; prompt ' || prompt_side
            || ', policies ' || side_a || ' and ' || side_b
     from pair_sides
-    where side_a <> side_b or cell <> right_cell or (split = 'train' and cell <> 'seen')
+    where side_a <> side_b or (split = 'train' and cell <> 'seen')
+       or cell <> {_CELL.format(prompt="prompt_side", policy="side_a")}
     union all
     select 'a group outside its split or cell', group_id::varchar,
            wrapper || ', split ' || split || ', cell ' || cell || '; prompt ' || prompt_side
            || ', policies ' || lowest || ' to ' || highest
     from group_sides
-    where (split = 'train' and prompt_side <> 'train')
-       or (wrapper = 'pretrain' and (
-               lowest <> highest or cell <> right_cell or (split = 'train' and cell <> 'seen')))
+    where lowest <> highest or (split = 'train' and cell <> 'seen')
+       or cell <> {_CELL.format(prompt="prompt_side", policy="lowest")}
     union all
-    select 'a reference in train and eval groups', reference::varchar, wrapper
-    from groups group by reference, wrapper having count(distinct split) > 1
+    select 'a reference in train and eval groups', reference::varchar,
+           count(*)::varchar || ' groups'
+    from groups where wrapper = 'pretrain'
+    group by reference having count(distinct split) > 1
     union all
     select 'a train preference on a test prompt', r.preference_id::varchar, q.prompt_group
     from preferences as r join prompts as q on q.prompt_id = r.prompt_id
