@@ -61,7 +61,8 @@ def _write_table(con: duckdb.DuckDBPyConnection, stream: TextIO) -> None:
         table.add_column(Text(name), justify="right" if numbers else "left", no_wrap=True)
     for row in shown:
         table.add_row(*map(_cell, row))
-    if console.measure(table).maximum <= console.width:
+    unlimited = console.options.update(max_width=1_000_000)
+    if console.measure(table, options=unlimited).maximum <= console.width:
         console.print(table)
     else:
         width = max(map(len, names))
@@ -104,7 +105,7 @@ def _write_json(con: duckdb.DuckDBPyConnection, stream: TextIO) -> None:
 def _write_parquet(con: duckdb.DuckDBPyConnection, stream: TextIO) -> None:
     reader = con.to_arrow_reader(_BATCH)
     names = _distinct(reader.schema.names)
-    empty = plain(reader.schema.empty_table()).rename_columns(names)
+    empty = plain(pa.Table.from_batches([], reader.schema)).rename_columns(names)
     with pq.ParquetWriter(stream.buffer, empty.schema, compression="zstd") as writer:
         for batch in reader:
             rows = plain(pa.Table.from_batches([batch])).rename_columns(names)
