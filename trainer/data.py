@@ -97,7 +97,7 @@ def _stream_parquet(path: Path, rows: int) -> Iterator[pa.Table]:
                 first += len(table)
                 yield table
         except (pa.ArrowInvalid, OSError) as error:
-            msg = f"{path}: cut off or damaged after row {first} ({error}); make it again"
+            msg = f"{path}: damaged after row {first} ({error}); make it again"
             raise BadGroupsError(msg) from error
 
 
@@ -122,7 +122,9 @@ def _conform(table: pa.Table, path: Path) -> pa.Table:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
             msg = f"{path}: column {wanted.name!r} is {column.type}; expected {wanted.type}"
             raise BadGroupsError(msg) from error
-    return pa.table(columns, schema=GROUPS_SCHEMA)
+    conformed = pa.table(columns, schema=GROUPS_SCHEMA)
+    conformed.validate(full=True)  # also that text is UTF-8
+    return conformed
 
 
 def _check(table: pa.Table, where: Callable[[int], str]) -> None:
@@ -165,7 +167,7 @@ def _stream_jsonl(path: Path, rows: int) -> Iterator[pa.Table]:
 def _table_of(records: list[dict[str, Any]], path: Path) -> pa.Table:
     try:
         table = pa.Table.from_pylist(records, GROUPS_SCHEMA)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
         ids = f"{records[0]['group_id']} to {records[-1]['group_id']}"
         msg = f"{path}: groups {ids} do not fit the schema of a groups file: {error}"
         raise BadGroupsError(msg) from error
@@ -210,13 +212,24 @@ def text_of(record: Mapping[str, Any], key: str, where: str) -> str:
         isinstance(m, dict) and isinstance(m.get("content"), str) for m in value
     )
     if isinstance(value, str) or messages:
-        return joined(cast("str | list[dict[str, Any]]", value))
+        text = joined(cast("str | list[dict[str, Any]]", value))
+        if text.isascii() or _encodable(text):
+            return text
     state = "is missing" if key not in record else f"is {value!r:.80}"
     msg = (
         f"{where}: field {key!r} {state}; give a string or a list of messages "
         f'like {{"role": "user", "content": "..."}}'
     )
     raise BadGroupsError(msg)
+
+
+def _encodable(text: str) -> bool:
+    """Whether no half of a surrogate pair stands alone, as JSON escapes allow."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _group_of(record: dict[str, Any], where: str, number: int) -> dict[str, Any]:

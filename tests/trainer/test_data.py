@@ -86,6 +86,9 @@ def broken_parquet(path, case):
     elif case == "wrapper":
         rows[3]["wrapper"] = "chat"
         table = pa.Table.from_pylist(rows, GROUPS_SCHEMA)
+    elif case == "utf-8":
+        raw = [None, pa.py_buffer(np.arange(0, 10, 2, np.int32)), pa.py_buffer(b"\xff\xfe" * 4)]
+        table = table.set_column(3, "reference", pa.Array.from_buffers(pa.string(), 4, raw))
     pq.write_table(table, path)
     if case == "cut":
         path.write_bytes(path.read_bytes()[:-200])
@@ -98,6 +101,7 @@ def broken_parquet(path, case):
         ("type", "column 'candidates' is int64; expected list<"),
         ("null", "row 2: candidates.text is null"),
         ("wrapper", "row 3: wrapper 'chat'; expected 'pretrain' or 'sft'"),
+        ("utf-8", "Invalid UTF8"),
         ("cut", "not a readable Parquet file"),
     ],
 )
@@ -119,6 +123,7 @@ def test_a_bad_parquet_file_is_refused_with_the_place(tmp_path, case, said):
         ({**OFFICIAL, "chosen": None}, "field 'chosen' is None"),
         ({k: v for k, v in OFFICIAL.items() if k != "rejected"}, "field 'rejected' is missing"),
         ({**OFFICIAL, "prompt": [{"role": "user"}]}, "field 'prompt' is [{'role': 'user'}]"),
+        (rb'{"prompt": "\ud800", "reference": "r"}', r"field 'prompt' is '\ud800'"),
         ({**OFFICIAL, "candidates": [{"text": "x"}]}, "candidate rank None"),
         ({**OFFICIAL, "candidates": "x"}, "field 'candidates' must be a list"),
     ],
