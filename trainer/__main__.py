@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from trainer.errors import TrainerError
 
-_ENDS = ("low", "high")
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0])
 
 
@@ -96,43 +95,35 @@ def score_command(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="folder of a POLAR checkpoint")],
+    checkpoints: Annotated[list[Path], typer.Argument(help="POLAR checkpoints, the model first")],
     groups: Annotated[list[Path], typer.Option("--groups", help="groups to measure on (eval)")],
     train_groups: Annotated[
         list[Path] | None,
         typer.Option("--train-groups", help="groups to fit rulers on (train); else --groups"),
     ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="folder for a report")] = None,
     suite: Annotated[list[str] | None, typer.Option(help="only this one; may be repeated")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="an object a line")] = False,
 ) -> None:
-    """Accuracy on groups of split `eval` with intervals, and what rulers get beside it."""
-    from trainer.data import read_groups
-    from trainer.evaluate import SUITES, notes_of
-    from trainer.evaluate import evaluate as measure
-    from trainer.score import Scorer
+    """Accuracy with intervals, and what rulers get beside it; with --out also as a report."""
+    from trainer.evaluate import notes_of
+    from trainer.evaluate_files import evaluate_command
 
-    unknown = sorted(set(suite or []) - set(SUITES))
-    if unknown:
-        msg = f"--suite {unknown[0]}: no such suite; there are {', '.join(SUITES)}"
-        raise TrainerError(msg)
-    rows = measure(
-        Scorer.load(checkpoint).score,
-        read_groups(groups),
-        read_groups(train_groups or groups),
-        progress=_progress,
-        suites=suite or list(SUITES),
+    rows = evaluate_command(
+        checkpoints, groups, train_groups, out, suites=suite, progress=_progress
     )
     for row in rows.to_pylist():
-        if as_json:
-            typer.echo(json.dumps(row))
-            continue
-        low, high = (f"{row[side]:+.3f}" if row[side] is not None else "?" for side in _ENDS)
-        typer.echo(
-            f"{row['suite']:<22} {row['cell']:<11} {row['category']:<14} {row['metric']:<11} "
-            f"{row['scorer']:<20} {row['value']:+.3f} [{low}, {high}] n={row['n']}"
-        )
+        typer.echo(json.dumps(row) if as_json else _row(row))
     for note in notes_of(rows):
         typer.echo(note, err=True)
+
+
+def _row(row: dict[str, Any]) -> str:
+    low, high = ("?" if row[end] is None else f"{row[end]:.3f}" for end in ("low", "high"))
+    return (
+        f"{row['suite']:<22} {row['cell']:<11} {row['category']:<14} {row['metric']:<11} "
+        f"{row['scorer']:<20} {row['value']:.3f} [{low}, {high}]  n {row['n']}"
+    )
 
 
 def _progress(done: int, total: int, note: str) -> None:

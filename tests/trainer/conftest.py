@@ -92,7 +92,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def backbone(tmp_path_factory, tokenizer) -> Path:
     """A causal language model checkpoint, as language_model.train would leave it."""
     path = tmp_path_factory.mktemp("backbone")
-    tiny_llama(len(tokenizer)).save_pretrained(path)
+    tiny_llama(len(tokenizer), tie_word_embeddings=True).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 

@@ -63,8 +63,9 @@ def test_evaluate_prints_the_model_beside_the_rulers(checkpoint, groups_file, ca
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {"model", "length", "random"} <= {row["scorer"] for row in rows}
     assert all(row["suite"] == "policy_discrimination" for row in rows)
-    call("evaluate", checkpoint, "--groups", groups_file)
+    call("evaluate", checkpoint, "--groups", groups_file, "--out", checkpoint.parent / "report")
     assert "policy_discrimination" in capsys.readouterr().out
+    assert (checkpoint.parent / "report" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_evaluate_prints_the_model_beside_the_rulers(checkpoint, groups_file, ca
         (["score", "{checkpoint}", "--input", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["score", "{checkpoint}", "--input", "{bad}"], "line 2: field 'output' is missing"),
         (["score", "{checkpoint}", "--input", "{items}", "--wrapper", "x"], "--wrapper 'x'"),
-        (["evaluate", "{checkpoint}", "--groups", "{items}", "--suite", "x"], "no such suite"),
+        (["evaluate", "{checkpoint}", "--groups", "{items}", "--suite", "x"], "'x' is unknown"),
     ],
 )
 def test_faults_are_one_line_and_status_2(
