@@ -103,7 +103,11 @@ class Lake:
         """
         home = home.absolute()
         if not read_only:
-            (home / DATA).mkdir(parents=True, exist_ok=True)
+            try:
+                (home / DATA).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                msg = f"cannot make a lake under {home}: {error}; name another POLAR_HOME"
+                raise LakeError(msg) from error
         # Two processes may meet in an empty folder, so that opening to write is a turn as well.
         with nullcontext() if read_only else _turn(home, patience):
             lake = cls(

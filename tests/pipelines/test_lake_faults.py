@@ -256,6 +256,9 @@ def test_reading_only(home: Path, tmp_path: Path):
     with pytest.raises(LakeError, match="no lake here.*make demo"):
         Lake.open(tmp_path / "nowhere", read_only=True)
     assert not (tmp_path / "nowhere").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(LakeError, match="cannot make a lake under .*file"):
+        Lake.open(tmp_path / "file")
 
 
 def test_ctrl_c_ends_a_query_and_the_lake_goes_on(home: Path):
