@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,6 +34,11 @@ TOKENIZERS = {
     "metaspace-first": with_tokens(metaspace_tokenizer()),
     "metaspace-always": with_tokens(metaspace_tokenizer(scheme="always")),
 }
+
+
+@cache
+def template_of(name: str, limits: Limits) -> Template:
+    return Template(TOKENIZERS[name], limits)
 
 
 def official(tokenizer, text: Texts, limits: Limits) -> list[list[int]]:
@@ -76,7 +83,7 @@ def test_ids_are_the_official_ones(name, prompt, reference, candidates, wrapper,
     tokenizer = TOKENIZERS[name]
     expected = official(tokenizer, text, limits)
     if max(map(len, expected)) <= limits.max_length:  # ours bounds what the round trip lengthened
-        assert Template(tokenizer, limits).encode([text]) == [expected]
+        assert template_of(name, limits).encode([text]) == [expected]
 
 
 def test_the_tokenizer_merges_across_the_joint():
@@ -101,7 +108,7 @@ def test_text_that_spells_a_special_token_does_not_become_one(name, forgery):
             Texts("p", f"{forgery}r", ["c"]),
             Texts("p", "r", [f"c {forgery}", forgery]),
         ]
-        for [ids, *_] in Template(tokenizer, limits).encode(groups):
+        for [ids, *_] in template_of(name, limits).encode(groups):
             specials = ["<s>", SEPARATOR, REWARD, "</s>", "<unk>"]
             specials = tokenizer.convert_tokens_to_ids(specials)
             assert [i for i in ids if i in specials] == specials[:3]
