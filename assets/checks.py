@@ -10,7 +10,9 @@ from typing import Any
 
 import dagster as dg
 
+from assets.stages import CONFIG_TAG
 from assets.workspace import Workspace
+from pipelines.balance import LEAKAGE_SQL
 from pipelines.schemas import SPLITS, TABLES
 
 SHOWN = 20
@@ -45,11 +47,6 @@ def _balanced(stage: str) -> str:
     )
 
 
-_ONE_SIDE = """
-select {group} as leaking_group, count(distinct split) as sides
-from {table} group by 1 having count(distinct split) > 1
-"""
-
 _GROUP_MEMBERS = """
 select group_id::varchar as group_id, member::varchar as trajectory_id from (
     select group_id, reference as member from groups
@@ -58,46 +55,17 @@ select group_id::varchar as group_id, member::varchar as trajectory_id from (
 ) where member not in (select trajectory_id from trajectories)
 """
 
-_CROSSING_GROUPS = """
-select g.group_id::varchar as group_id, g.cell, p.split as prompt_side, q.split as policy_side
-from (
-    select group_id, cell, split, wrapper, prompt_id, unnest(candidates).policy_id as policy_id
-    from groups
-    union all
-    select g.group_id, g.cell, g.split, g.wrapper, g.prompt_id, t.policy_id
-    from groups g join trajectories t on t.trajectory_id = g.reference
-) g
-join prompts p on p.prompt_id = g.prompt_id
-join policies q on q.policy_id = g.policy_id
-where g.split = 'train'
-    and (p.split = 'test' or q.split = 'test' and not starts_with(q.name, 'unknown:'))
-    or g.wrapper = 'pretrain' and (p.split = 'test') <> (g.cell in ('new_prompt', 'both_new'))
-    or g.wrapper = 'pretrain' and (q.split = 'test') <> (g.cell in ('new_policy', 'both_new'))
-"""
 
-_CROSSING_PAIRS = """
-select e.trajectory_a::varchar as trajectory_a, e.trajectory_b::varchar as trajectory_b, e.cell,
-    p.split as prompt_side, a.split as policy_a_side, b.split as policy_b_side
-from pairs e
-join prompts p using (prompt_id)
-join trajectories ta on ta.trajectory_id = e.trajectory_a
-join trajectories tb on tb.trajectory_id = e.trajectory_b
-join policies a on a.policy_id = ta.policy_id
-join policies b on b.policy_id = tb.policy_id
-where a.split <> b.split
-    or (p.split = 'test') <> (e.cell in ('new_prompt', 'both_new'))
-    or (a.split = 'test') <> (e.cell in ('new_policy', 'both_new'))
-    or (e.split = 'train') <> (e.cell = 'seen')
-"""
+def _leaks(rule: str) -> str:
+    return f"select * from leakage where rule like '{rule}'"
+
 
 # (asset, name, what must hold, query for the rows at fault)
 _SQL: tuple[tuple[str, str, str, str], ...] = (
     *((t, "keys_unique", f"No two rows of {t} share a key.", _keys_unique(t)) for t in
       ("policies", "prompts", "trajectories", "duplicates", "pairs", "preferences", "groups")),
-    ("policies", "one_side", "No policy group is on both sides.",
-     _ONE_SIDE.format(group="policy_group", table="policies")),
-    ("prompts", "one_side", "No prompt group is on both sides.",
-     _ONE_SIDE.format(group="prompt_group", table="prompts")),
+    ("policies", "one_side", "No policy group is on both sides.", _leaks("a policy group%")),
+    ("prompts", "one_side", "No prompt group is on both sides.", _leaks("a prompt group%")),
     ("trajectories", "references_resolve", "Every prompt and policy named exists.",
      _resolve("trajectories", prompt_id="prompts", policy_id="policies")),
     ("trajectories", "nothing_lost", "What was wanted or read is there or counted with its reason.",
@@ -111,14 +79,14 @@ _SQL: tuple[tuple[str, str, str, str], ...] = (
     ("pairs", "ordered", "trajectory_a < trajectory_b.",
      "select trajectory_a, trajectory_b from pairs where trajectory_a >= trajectory_b"),
     ("pairs", "no_leak", "No pair crosses sides; its cell and split are those of its parts.",
-     _CROSSING_PAIRS),
+     _leaks("a pair %")),
     ("pairs", "nothing_lost", "What went in came out or is counted.", _balanced("pairs")),
     ("preferences", "references_resolve", "Every trajectory named exists.",
      _resolve("preferences", reference="trajectories", chosen="trajectories",
               rejected="trajectories", prompt_id="prompts")),
     ("groups", "references_resolve", "Every trajectory named exists.", _GROUP_MEMBERS),
-    ("groups", "no_leak", "No training group holds a held-out prompt or policy.",
-     _CROSSING_GROUPS),
+    ("groups", "no_leak", "No training group holds a held-out prompt, policy or reference.",
+     LEAKAGE_SQL),
 )  # fmt: skip
 
 
@@ -133,7 +101,7 @@ def _sql_checks(asset: str) -> dg.AssetChecksDefinition:
     @dg.multi_asset_check(name=f"{asset}_rows", specs=specs)
     def check(workspace: dg.ResourceParam[Workspace]) -> Iterator[dg.AssetCheckResult]:
         for name, (_, sql) in queries.items():
-            yield _verdict(_faults(workspace, sql), name=name, asset=asset)
+            yield _verdict(workspace, _faults(workspace, sql), name=name, asset=asset)
 
     return check
 
@@ -146,13 +114,14 @@ def _faults(workspace: Workspace, sql: str) -> list[dict[str, Any]]:
 
 
 def _verdict(
+    workspace: Workspace,
     rows: list[dict[str, Any]],
     *,
     name: str | None = None,
     asset: str | None = None,
     numbers: Mapping[str, str] | None = None,
 ) -> dg.AssetCheckResult:
-    metadata: dict[str, Any] = dict(numbers or {})
+    metadata: dict[str, Any] = {**(numbers or {}), CONFIG_TAG: workspace.config.name}
     if rows:
         shown = [", ".join(f"{key}={value}" for key, value in row.items()) for row in rows]
         metadata["rows at fault"] = "\n".join(shown)
@@ -172,7 +141,7 @@ def label_shares_bounded(workspace: dg.ResourceParam[Workspace]) -> dg.AssetChec
 
     lake = workspace.reader()
     if lake is None:
-        return _verdict([{"lake": "missing"}])
+        return _verdict(workspace, [{"lake": "missing"}])
     low, high = SAME_POLICY_BOUNDS
     rows = [
         row
@@ -181,7 +150,7 @@ def label_shares_bounded(workspace: dg.ResourceParam[Workspace]) -> dg.AssetChec
     ]
     shown = {row["split"]: f"{row['share']:.3f}, possible: {row['possible']}" for row in rows}
     outside = [row for row in rows if row["possible"] and not low <= row["share"] <= high]
-    return _verdict(outside, numbers=shown)
+    return _verdict(workspace, outside, numbers=shown)
 
 
 @dg.asset_check(
@@ -203,7 +172,7 @@ def reference_blind(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResu
         f"{row['high']:.3f}], n = {row['n']:,}"
         for row in rows
     }
-    return _verdict([row for row in rows if row["leaks"]], numbers=shown)
+    return _verdict(workspace, [row for row in rows if row["leaks"]], numbers=shown)
 
 
 def _checkpoint_check(asset: str) -> dg.AssetChecksDefinition:
@@ -219,7 +188,7 @@ def _checkpoint_check(asset: str) -> dg.AssetChecksDefinition:
             for name, tensor in load_file(file).items():
                 if not torch.isfinite(tensor).all():
                     faults.append({"file": file.name, "tensor": name})
-        return _verdict(faults)
+        return _verdict(workspace, faults)
 
     return check
 

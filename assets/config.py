@@ -26,6 +26,7 @@ class LakeSettings(Settings):
 
     threads: int = Field(default=2, ge=1)
     memory_limit: str = "2GB"
+    patience: float = Field(default=60.0, ge=0, description="seconds to wait for other writers")
 
 
 class BackboneSettings(Settings):

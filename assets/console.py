@@ -201,7 +201,7 @@ def summarise(workspace: Workspace) -> dict[str, Any]:
     with workspace.lake(read_only=True) as lake:
         rows = lake.row_counts()
         metrics = lake.query(_METRICS, [str(workspace.config.name)]).to_pylist()
-        unavailable = lake.query(
+        quarantined = lake.query(
             "select source, sum(rows)::bigint as rows from counts "
             "where what = 'quarantined' group by 1 having sum(rows) > 0"
         ).to_pylist()
@@ -212,7 +212,8 @@ def summarise(workspace: Workspace) -> dict[str, Any]:
         "report": str(report) if report.exists() else None,
         "rows": rows,
         "metrics": metrics,
-        "quarantined": unavailable,
+        "quarantined": quarantined,
+        "unavailable": {} if workspace.config.is_recorded else workspace.policies_now()[1],
     }
 
 
@@ -246,9 +247,17 @@ def print_summary(
             f"{row['rows']:,} bad input rows of {row['source']} were set aside: "
             'polar sql "from quarantine"',
             highlight=False,
+            soft_wrap=True,
         )
-    for item, error in outcome.failed:
-        out.print(f"not made: {item.title}: {error.splitlines()[0]}", highlight=False)
+    lacking = [
+        f"policy {name} could not answer: {reason}"
+        for name, reason in summary.get("unavailable", {}).items()
+    ]
+    lacking += [
+        f"not made: {item.title}: {error.splitlines()[0]}" for item, error in outcome.failed
+    ]
+    for line in lacking:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
     for label in ("report", "lake"):
         if summary.get(label):
             out.print(f"{label + ':':<8} {summary[label]}", highlight=False, soft_wrap=True)

@@ -22,7 +22,7 @@ from assets.results import (
     sources_sql,
     table_link,
 )
-from assets.stages import asset_kwargs, stages
+from assets.stages import asset_kwargs, stages, workspace_policy_ids
 from assets.workspace import Workspace
 from pipelines.errors import PolicyUnavailableError
 from pipelines.lake import Change, Lake, Replace, Upsert
@@ -63,7 +63,8 @@ def trajectories(
 
     settings, source = workspace.config.rollouts, workspace.pool.source
     with workspace.lake() as lake:
-        policies = lake.query("from policies where source = ?", [source])
+        ids = list(workspace_policy_ids(workspace).values())
+        policies = lake.query("from policies where list_contains(?, policy_id::varchar)", [ids])
         prompts = lake.query("from prompts where source = ?", [source])
         named = policies.filter(pc.equal(policies["name"], context.partition_key))
         if not named.num_rows:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from assets.digests import digest
 from assets.progress import Progress
-from assets.stages import digest
 from assets.workspace import Workspace
 
 DONE = "recipe.json"
@@ -64,11 +64,6 @@ def train_pool(workspace: Workspace, progress: Progress) -> dict[str, float]:
         done += setting.steps
         progress(done, total, run.name)
     return losses
-
-
-def _shifted(progress: Progress, before: int, total: int, name: str) -> Progress:
-    """Progress of one run as progress of all."""
-    return lambda done, _, note: progress(before + done, total, f"{name}: {note}")
 
 
 def _finished(folder: Path, recipe: str) -> float | None:

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from assets import plots
 from assets.corpus import sources_of
+from assets.digests import digest
 from assets.results import made, progress_of, sources_sql, table_link
-from assets.stages import asset_kwargs, digest
+from assets.stages import asset_kwargs
 from assets.training import git_revision, groups_snapshot, read_checkpoint_id
 from assets.workspace import Workspace
 from pipelines import ids, schemas

@@ -9,7 +9,6 @@ from assets.results import made, progress_of, table_link
 from assets.stages import asset_kwargs
 from assets.workspace import Workspace
 from pipelines.lake import Replace, Upsert
-from pipelines.policies import policies_table
 
 
 @dg.asset(
@@ -44,7 +43,7 @@ def policies(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult:
     """Register the pool's policies; one whose weights are missing is reported, not fatal."""
-    table, unavailable = policies_table(workspace.pool, workspace.home, workspace.config.split)
+    table, unavailable = workspace.policies_now()
     with workspace.lake() as lake:
         snapshot = lake.publish(
             "polar", f"policies: {table.num_rows} of the pool", [Upsert("policies", table)]

@@ -9,8 +9,9 @@ import dagster as dg
 import pyarrow as pa
 
 from assets import plots
+from assets.digests import digest
 from assets.progress import Progress, log_progress
-from assets.stages import CONFIG_TAG, PROVENANCE, digest, provenance, stage_making
+from assets.stages import CONFIG_TAG, PROVENANCE, provenance, stage_making
 from assets.workspace import Workspace
 from pipelines.lake import Replace
 

@@ -16,6 +16,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 
 from assets.progress import Progress
 from assets.stages import (
+    CONFIG_TAG,
     Stage,
     ancestors,
     failed_checks,
@@ -115,8 +116,8 @@ def execute(
 ) -> Outcome:
     """Make what is stale up to the asset `until`.
 
-    A failed partition is reported and the others go on; a failed stage or blocking check stops
-    the run. What was made stays made: the next run goes on from there.
+    A partition that cannot be made is reported and the others go on; a failed stage or blocking
+    check stops the run. What was made stays made: the next run goes on from there.
     """
     outcome = Outcome()
     for stage in ancestors(workspace, until):
@@ -126,7 +127,7 @@ def execute(
                 outcome.made.append(item)
                 continue
             outcome.failed.append((item, error))
-            if item.partition is None:
+            if item.partition is None or failed_checks(workspace, instance, stage, item.partition):
                 outcome.stopped = item.title
                 return outcome
     return outcome
@@ -156,8 +157,6 @@ def _make(
     finally:
         workspace.listener = None
     error = None if result.success else "\n".join(_errors(result)) or "failed; see the Dagster log"
-    if error is None and (failed := failed_checks(instance, item.stage)):
-        error = "check failed: " + ", ".join(failed)
     if listener:
         listener.finish(item, time.monotonic() - start, error)
     return error
@@ -167,19 +166,21 @@ def _errors(result: dg.ExecuteInProcessResult) -> Iterator[str]:
     """The innermost message of each failure: the user's fault in words, or the last frames."""
     for check in result.get_asset_check_evaluations():
         if not check.passed:
-            detail = "; ".join(f"{k}: {v.value}" for k, v in check.metadata.items())
+            detail = "; ".join(
+                f"{k}: {v.value}" for k, v in check.metadata.items() if k != CONFIG_TAG
+            )
             yield f"check {check.check_name} on {check.asset_key.to_user_string()} failed: {detail}"
     for event in result.all_events:
         if event.is_step_failure and event.step_failure_data.error is not None:
             info = event.step_failure_data.error
-            while info.cause is not None:
+            while info.cause is not None and not _is_user_fault(info.cls_name or ""):
                 info = info.cause
             kind = info.cls_name or ""
             if kind == "DagsterAssetCheckFailedError":
                 continue
             if kind == "DagsterExecutionInterruptedError":
                 raise KeyboardInterrupt
-            if kind.endswith("Error") and _is_user_fault(kind):
+            if _is_user_fault(kind):
                 yield info.message.split(": ", 1)[-1].strip()
             else:
                 yield info.message.strip() + "\n" + "".join(info.stack[-4:])

@@ -7,11 +7,8 @@ blocking checks failed. What a stage does is in pool.py, corpus.py, training.py 
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import importlib.util
-import json
-from collections.abc import Callable, Iterator, Mapping
+import difflib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,10 +16,16 @@ from typing import Any
 
 import dagster as dg
 import pyarrow.parquet as pq
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from dagster import EventLogRecord
+from dagster._core.storage.asset_check_execution_record import (
+    COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES,
+    AssetCheckExecutionRecordStatus,
+)
 
+from assets.digests import code_digest, digest
 from assets.workspace import Workspace
 from pipelines.attach import CATALOG
+from pipelines.errors import ConfigError
 
 CONFIG_TAG = "polar/config"
 PROVENANCE = "provenance"
@@ -70,14 +73,17 @@ _POOL = (
         group="pool",
         code=("pipelines.embedded", "trainer.language_model"),
         settings=lambda w: w.embedded,
-        files=lambda w: [w.policies_dir],
+        files=lambda w: [w.policies_dir / r.name for r in w.embedded.runs] if w.embedded else [],
     ),
     Stage(
         name="policies",
         group="pool",
         upstream=("embedded_policies",),
         code=("pipelines.policies",),
-        settings=lambda w: [w.pool.source, w.pool.policies, w.config.split],
+        settings=lambda w: {
+            "weights": [w.policies_now()[0]["revision"].to_pylist(), w.policies_now()[1]],
+            "settings": [w.pool.source, w.pool.policies, w.config.split],
+        },
     ),
     Stage(
         name="prompts",
@@ -107,7 +113,7 @@ _RECORDED = (
         name="recorded",
         group="corpus",
         code=("pipelines.engines.recorded",),
-        settings=lambda w: [recorded_fingerprint(w), w.config.split],
+        settings=lambda w: {"data": recorded_fingerprint(w), "settings": w.config.split},
         outputs=("policies", "prompts", "trajectories", "preferences"),
     ),
 )
@@ -196,8 +202,18 @@ def stages_of(workspace: Workspace) -> dict[str, Stage]:
 
 
 def stage_making(workspace: Workspace, asset: str) -> Stage:
-    """The stage that makes an asset."""
-    return next(s for s in stages_of(workspace).values() if asset in s.assets)
+    """The stage that makes an asset.
+
+    Raises:
+        ConfigError: there is no such asset; the nearest one is named.
+    """
+    makers = {name: stage for stage in stages_of(workspace).values() for name in stage.assets}
+    if asset not in makers:
+        near = difflib.get_close_matches(asset, makers, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(makers)}"
+        msg = f"{workspace.config.name} has no asset {asset!r}; {hint}"
+        raise ConfigError(msg)
+    return makers[asset]
 
 
 def asset_kwargs(name: str, *, recorded: bool = False) -> dict[str, Any]:
@@ -232,20 +248,15 @@ def provenance(
     workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
 ) -> dict[str, Any]:
     """Digests of a stage's code and settings, and the fingerprints of what it reads."""
-    made: dict[str, Any] = {
-        "code": _code_digest(stage.code),
-        "settings": digest(_plain(stage.settings(workspace))),
-    }
+    settings = stage.settings(workspace)
+    named = settings if isinstance(settings, dict) else {"settings": settings}
+    made: dict[str, Any] = {"code": code_digest(stage.code)}
+    made |= {name: digest(value) for name, value in named.items()}
     for name in stage.upstream:
         made[name] = fingerprint_of(workspace, instance, stage_making(workspace, name))
     if partition is not None:  # another policy joining the pool must not unmake this one's answers
         made["policies"] = workspace_policy_ids(workspace).get(partition, "not registered")
     return made
-
-
-def digest(value: Any) -> str:
-    """A short digest of anything that JSON can say."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def fingerprint_of(workspace: Workspace, instance: dg.DagsterInstance, stage: Stage) -> str:
@@ -260,10 +271,10 @@ def fingerprint_of(workspace: Workspace, instance: dg.DagsterInstance, stage: St
     return digest({name: made for name, made in parts.items() if made})
 
 
-def last_provenance(
+def last_made(
     workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
-) -> dict[str, Any] | None:
-    """What the last materialisation for this configuration was made with, if there is one."""
+) -> EventLogRecord | None:
+    """The last materialisation for this configuration."""
     records = instance.fetch_materializations(
         dg.AssetRecordsFilter(
             asset_key=dg.AssetKey(stage.assets[0]),
@@ -274,9 +285,18 @@ def last_provenance(
     for record in records:
         event = record.asset_materialization
         if event is not None and (event.tags or {}).get(CONFIG_TAG) == workspace.config.name:
-            value = event.metadata.get(PROVENANCE)
-            return dict(value.value) if value is not None else None  # type: ignore[arg-type]
+            return record
     return None
+
+
+def last_provenance(
+    workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
+) -> dict[str, Any] | None:
+    """What the last materialisation for this configuration was made with, if there is one."""
+    record = last_made(workspace, instance, stage, partition)
+    event = record.asset_materialization if record else None
+    value = event.metadata.get(PROVENANCE) if event else None
+    return dict(value.value) if value is not None else None  # type: ignore[arg-type]
 
 
 def why_stale(
@@ -294,37 +314,50 @@ def why_stale(
         return "changed: " + ", ".join(changed)
     gone = [path for path in stage.files(workspace) if not path.exists()]
     if gone:
-        return f"missing: {gone[0].name}"
-    failed = failed_checks(instance, stage)
+        return f"missing: {gone[0].relative_to(workspace.home)}"
+    failed = failed_checks(workspace, instance, stage, partition)
     return f"check failed: {', '.join(failed)}" if failed else None
 
 
-def failed_checks(instance: dg.DagsterInstance, stage: Stage) -> list[str]:
-    """Names of the stage's checks whose last execution failed."""
+def failed_checks(
+    workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
+) -> list[str]:
+    """Names of checks that did not pass, or did not run, after the stage was last made."""
     from assets.checks import check_keys
 
-    keys = [key for key in check_keys() if key.asset_key.to_user_string() in stage.assets]
-    if not keys:
-        return []
-    last = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    made = last_made(workspace, instance, stage, partition)
     return [
         key.name
-        for key, record in last.items()
-        if record.status == AssetCheckExecutionRecordStatus.FAILED
+        for key in check_keys()
+        if made is not None
+        and key.asset_key.to_user_string() in stage.assets
+        and not _passed(workspace, instance, key, made)
     ]
 
 
+def _passed(
+    workspace: Workspace, instance: dg.DagsterInstance, key: dg.AssetCheckKey, made: EventLogRecord
+) -> bool:
+    """Whether the check's last execution for this configuration saw `made`, and passed."""
+    records = instance.event_log_storage.get_asset_check_execution_history(
+        key, limit=100, status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
+    )
+    for record in records:
+        config = record.evaluation.metadata.get(CONFIG_TAG) if record.evaluation else None
+        if record.event is not None and config and config.value == workspace.config.name:
+            seen = record.run_id == made.run_id or record.event.timestamp >= made.timestamp
+            return seen and record.status == AssetCheckExecutionRecordStatus.SUCCEEDED
+    return False
+
+
 def workspace_policy_ids(workspace: Workspace) -> Mapping[str, str]:
-    """Policy ids by name of the pool's policies that are registered in the lake."""
+    """Ids by name of the pool's policies that are registered with the weights they have now."""
     lake = workspace.reader() if workspace.config.pool is not None else None
     if lake is None:
         return {}
-    rows = lake.query(
-        "select name, policy_id::varchar as id from policies where source = ?",
-        [workspace.pool.source],
-    ).to_pylist()
-    named = {policy.name for policy in workspace.pool.policies}
-    return {row["name"]: row["id"] for row in rows if row["name"] in named}
+    known = workspace.policies_now()[0].select(["name", "policy_id"]).to_pylist()
+    registered = lake.query("select policy_id from policies")["policy_id"].to_pylist()
+    return {p["name"]: str(p["policy_id"]) for p in known if p["policy_id"] in set(registered)}
 
 
 @cache
@@ -341,62 +374,3 @@ def recorded_fingerprint(workspace: Workspace) -> str:
     files = sorted(data.iterdir()) if data.is_dir() else [data]
     stamp = tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file())
     return recorded_digest(data, stamp)
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-@cache
-def _code_digest(modules: tuple[str, ...]) -> str:
-    """A digest of modules and of all that they import of the project; comments change nothing."""
-    trees: dict[str, str] = {}
-    queue = list(modules)
-    while queue:
-        name = queue.pop()
-        spec = importlib.util.find_spec(name)
-        if name in trees or name in _SHARED or spec is None or spec.origin is None:
-            continue
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-        trees[name] = _without_docstrings(tree)
-        queue += [found for found in _imports(tree) if found.split(".")[0] in _FLOORS]
-    return digest(trees)
-
-
-_FLOORS = ("pipelines", "trainer")
-_SHARED = ("pipelines.schemas", "pipelines.settings", "pipelines.errors", "trainer.errors")
-
-
-def _imports(tree: ast.Module) -> Iterator[str]:
-    """Names of modules that a module imports, at whatever depth."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            for alias in node.names:
-                name = f"{node.module}.{alias.name}"
-                if node.module.split(".")[0] in _FLOORS and _is_module(name):
-                    yield name
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # its parent is a module, not a package
-        return False
-
-
-def _without_docstrings(tree: ast.Module) -> str:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
-        if (
-            isinstance(first, ast.Expr)
-            and isinstance(first.value, ast.Constant)
-            and isinstance(first.value.value, str)
-        ):
-            first.value.value = ""
-    return ast.dump(tree)

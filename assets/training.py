@@ -11,8 +11,9 @@ import dagster as dg
 import pyarrow as pa
 
 from assets import plots
+from assets.digests import digest
 from assets.results import made, progress_of, table_link
-from assets.stages import asset_kwargs, digest, provenance, stage_making
+from assets.stages import asset_kwargs, provenance, stage_making
 from assets.storage import PROJECT
 from assets.workspace import Workspace
 from pipelines import ids, schemas

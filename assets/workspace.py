@@ -9,6 +9,9 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from assets.config import RunConfig, load_config
 from assets.progress import Progress
@@ -17,7 +20,7 @@ from pipelines.attach import CATALOG
 from pipelines.embedded import EmbeddedPool
 from pipelines.errors import ConfigError
 from pipelines.lake import Lake
-from pipelines.policies import Pool, load_pool
+from pipelines.policies import Pool, load_pool, policies_table
 from pipelines.settings import parse
 
 DEFAULT_CONFIG = PROJECT / "configs" / "demo.yaml"
@@ -33,6 +36,7 @@ class Workspace:
     data: Path | None = None
     listener: Progress | None = field(default=None, repr=False)
     _reader: Lake | None = field(default=None, repr=False)
+    _policies: tuple[Any, pa.Table, dict[str, str]] | None = field(default=None, repr=False)
 
     @classmethod
     def load(
@@ -51,12 +55,14 @@ class Workspace:
                 f"{path} makes its own trajectories: --data belongs to a `recorded:` configuration"
             )
             raise ConfigError(msg)
-        return cls(
+        workspace = cls(
             home=(home or polar_home()).resolve(),
             config=settings,
             config_path=path.resolve(),
             data=given.resolve() if given else None,
         )
+        _ = workspace.embedded  # a pool file that does not hold is said before anything starts
+        return workspace
 
     def lake(self, *, read_only: bool = False) -> Lake:
         """Open the lake of this home with the configuration's limits."""
@@ -66,6 +72,7 @@ class Workspace:
             read_only=read_only,
             threads=limits.threads,
             memory_limit=limits.memory_limit,
+            patience=limits.patience,
         )
 
     def reader(self) -> Lake | None:
@@ -96,17 +103,32 @@ class Workspace:
             return None
         return parse(self.pool.embedded, EmbeddedPool, f"{self.config.pool}: embedded")
 
+    def policies_now(self) -> tuple[pa.Table, dict[str, str]]:
+        """The pool's policies as their weights are now, and why the others cannot answer.
+
+        Weights are read again only where sizes or times of their files have changed.
+        """
+        folders = [policy.folder(self.home) for policy in self.pool.policies]
+        files = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
+        stamp = [(path, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+        if self._policies is None or self._policies[0] != stamp:
+            self._policies = (stamp, *policies_table(self.pool, self.home, self.config.split))
+        return self._policies[1:]
+
     def recorded_data(self) -> Path:
         """The folder or file of recorded trajectories.
 
         Raises:
-            ConfigError: none was given.
+            ConfigError: none was given, or it is not there.
         """
         if self.data is None:
             msg = (
                 f"{self.config_path} reads recorded trajectories: say where they are with "
                 "--data FOLDER (or POLAR_DATA)"
             )
+            raise ConfigError(msg)
+        if not self.data.exists():
+            msg = f"--data {self.data}: there is no such file or folder"
             raise ConfigError(msg)
         return self.data
 
