@@ -140,7 +140,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: faults that the user can mend are one message, not a traceback."""
     from trainer.errors import TrainerError
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         code: Any = app(arguments, standalone_mode=False)
     except typer.Abort:

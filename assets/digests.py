@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from assets.storage import PROJECT
 
 _FLOORS = ("pipelines", "trainer")
 _SHARED = ("pipelines.schemas", "pipelines.settings", "pipelines.errors", "trainer.errors")
@@ -37,33 +38,32 @@ def code_digest(modules: tuple[str, ...]) -> str:
     queue = list(modules)
     while queue:
         name = queue.pop()
-        spec = importlib.util.find_spec(name)
-        if name in trees or name in _SHARED or spec is None or spec.origin is None:
+        path = _file(name)
+        if name in trees or name in _SHARED or path is None:
             continue
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         trees[name] = _without_docstrings(tree)
-        queue += [found for found in _imports(tree) if found.split(".")[0] in _FLOORS]
+        queue += _imports(tree)
     return digest(trees)
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:
-    """Names of modules that a module imports, at whatever depth."""
+    """Names that a module imports, at whatever depth; some are no modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
-            for alias in node.names:
-                name = f"{node.module}.{alias.name}"
-                if node.module.split(".")[0] in _FLOORS and _is_module(name):
-                    yield name
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # its parent is a module, not a package
-        return False
+def _file(name: str) -> Path | None:
+    """Where a module of the floors is; found without importing it, for that takes seconds."""
+    if name.split(".")[0] not in _FLOORS:
+        return None
+    path = PROJECT.joinpath(*name.split("."))
+    found = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file for file in found if file.is_file()), None)
 
 
 def _without_docstrings(tree: ast.Module) -> str:
