@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 from trainer.data import texts_of
 from trainer.errors import BadGroupsError
 from trainer.language_settings import LanguageModelSettings
+from trainer.layout import precision
 from trainer.template import REWARD, SEPARATOR, wrapped
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -191,7 +192,7 @@ def _steps(
         for i, row in enumerate(batch):
             ids[i, : len(row)] = torch.from_numpy(row)
         known = ids[:, 1:] != encoder.pad_token_id
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+        with precision(model, "bf16" if settings.bf16 else "fp32"):
             hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
             logits = model.lm_head(hidden[known])
         loss = functional.cross_entropy(logits.float(), ids[:, 1:][known])
