@@ -94,9 +94,12 @@ def backbone(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult:
     """Documents put two answers of one policy side by side, so that comparing pays."""
+    import torch
+
     from trainer.data import read_groups
     from trainer.language_model import documents_from_groups, train, train_tokenizer
 
+    torch.set_num_threads(workspace.config.threads)
     settings, out = workspace.config.backbone, workspace.checkpoint("backbone")
     key = checkpoint_id(workspace, context.instance, "backbone", None)
     shutil.rmtree(out, ignore_errors=True)
@@ -133,8 +136,11 @@ def _reward_model(
     stage: Literal["pretrain", "finetune"],
 ) -> dg.MaterializeResult:
     """Train the asset's reward model from the checkpoint of another asset."""
+    import torch
+
     from trainer.loop import train
 
+    torch.set_num_threads(workspace.config.threads)
     name = context.asset_key.to_user_string()
     settings = getattr(workspace.config, stage)
     out = workspace.checkpoint(name)
