@@ -310,7 +310,7 @@ def preferences(
         source = workspace.pool.source
         found = embedded.preferences(
             lake.query(
-                "select t.*, y.name as policy, y.policy_group from trajectories t "
+                "select t.*, y.policy_group, y.split as policy_split from trajectories t "
                 "join policies y using (policy_id) join prompts p using (prompt_id) "
                 "where p.source = ? order by t.trajectory_id",
                 [source],

@@ -1,15 +1,17 @@
 """Judgements of the embedded pool: right against wrong answers, found by checking them.
 
-The chosen and the rejected answer come from one policy, name their value in one form and are about
-equally long, so that neither style nor length tells them apart; the reference names the right value
-in its other form, so that no word of it does either.
+Chosen and rejected name their values in one form and are about equally long, and of any two
+policies each is preferred to the other equally often, so that neither length nor style tells them
+apart. The reference is of another policy group and names the right value in its other form, so that
+its words do not tell either.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 from pydantic import Field
@@ -27,10 +29,7 @@ class PreferenceSettings(Settings):
     length_tolerance: float = Field(
         default=0.08, ge=0, le=1, description="difference of lengths, as a share of the longer"
     )
-    references: int = Field(default=2, ge=1, description="at most, for one chosen and rejected")
-    per_answer: int = Field(
-        default=2, ge=1, description="judgements that one answer may win or lose"
-    )
+    per_answer: int = Field(default=3, ge=1, description="judgements an answer may win or lose")
     seed: int = 0
 
 
@@ -38,9 +37,17 @@ class _Answer(NamedTuple):
     key: bytes
     policy: bytes
     group: str
-    text: str
+    side: str
+    length: int
     value: int
     form: int
+
+
+class _Judgement(NamedTuple):
+    prompt: bytes
+    reference: _Answer
+    chosen: _Answer
+    rejected: _Answer
 
 
 def preferences(
@@ -49,13 +56,13 @@ def preferences(
     """The `preferences` table of the world's instructions.
 
     Args:
-        trajectories: columns of schemas.TRAJECTORIES and `policy_group`, in any order.
+        trajectories: columns of schemas.TRAJECTORIES, and `policy_group` and `policy_split` of
+            their policies, in any order.
         prompts: rows of schemas.PROMPTS; those that have no right answer are passed over.
         settings: how many, and how alike.
 
     Returns:
-        Rows with schemas.PREFERENCES; reference, chosen and rejected are of one policy group, so
-        that they are on one side of the split.
+        Rows with schemas.PREFERENCES; the three answers of each are of policies on one side.
     """
     settings = settings or PreferenceSettings()
     asked = {
@@ -63,38 +70,47 @@ def preferences(
         for row in prompts.select(["prompt_id", "text", "category", "split"]).to_pylist()
         if (fact := by_question().get(row["text"])) is not None
     }
-    answers: dict[bytes, list[_Answer]] = defaultdict(list)
-    columns = ["trajectory_id", "prompt_id", "policy_id", "policy_group", "text"]
+    answers: dict[tuple[bytes, str], list[_Answer]] = defaultdict(list)
+    columns = ["trajectory_id", "prompt_id", "policy_id", "policy_group", "policy_split", "text"]
     for row in trajectories.select(columns).to_pylist():
         prompt = row["prompt_id"].bytes
-        if prompt not in asked:
-            continue
-        named = stated(asked[prompt][1].type, row["text"])
-        if len(set(named)) == 1:  # one value, in one form
-            key, policy = row["trajectory_id"].bytes, row["policy_id"].bytes
-            answers[prompt].append(
-                _Answer(key, policy, row["policy_group"], row["text"], *named[0])
+        named = set(stated(asked[prompt][1].type, row["text"])) if prompt in asked else ()
+        if len(named) == 1:  # one value, in one form
+            answers[prompt, row["policy_split"]].append(
+                _Answer(
+                    row["trajectory_id"].bytes,
+                    row["policy_id"].bytes,
+                    row["policy_group"],
+                    row["policy_split"],
+                    len(row["text"]),
+                    *next(iter(named)),
+                )
             )
-    rows: list[dict[str, Any]] = []
-    for prompt in sorted(answers):
-        row, fact = asked[prompt]
-        for reference, chosen, rejected in _judge(answers[prompt], fact.value, settings):
-            rows.append(
-                {
-                    "preference_id": ids.content_id(
-                        "preference", reference, chosen, rejected, ANNOTATOR
-                    ),
-                    "prompt_id": prompt,
-                    "reference": reference,
-                    "chosen": chosen,
-                    "rejected": rejected,
-                    "annotator": ANNOTATOR,
-                    "annotator_type": "verifier",
-                    "category": row["category"],
-                    "strength": None,
-                    "split": "train" if row["split"] == "train" else "eval",
-                }
-            )
+    found = [
+        judgement
+        for (prompt, side), given in sorted(answers.items())
+        for judgement in _judge(prompt, given, asked[prompt][1].value, settings)
+    ]
+    rows = []
+    for prompt, *three in _balanced(found, lambda j: asked[j.prompt][0]["split"]):
+        row = asked[prompt][0]
+        reference, chosen, rejected = (answer.key for answer in three)
+        rows.append(
+            {
+                "preference_id": ids.content_id(
+                    "preference", reference, chosen, rejected, ANNOTATOR
+                ),
+                "prompt_id": prompt,
+                "reference": reference,
+                "chosen": chosen,
+                "rejected": rejected,
+                "annotator": ANNOTATOR,
+                "annotator_type": "verifier",
+                "category": row["category"],
+                "strength": None,
+                "split": "train" if row["split"] == "train" else "eval",
+            }
+        )
     return pa.Table.from_arrays(
         [
             ids.array(row[field.name] for row in rows)
@@ -107,30 +123,42 @@ def preferences(
 
 
 def _judge(
-    answers: list[_Answer], right: int, settings: PreferenceSettings
-) -> list[tuple[bytes, bytes, bytes]]:
-    """(reference, chosen, rejected) of one prompt, in an order that only ids decide."""
+    prompt: bytes, answers: list[_Answer], right: int, settings: PreferenceSettings
+) -> Iterator[_Judgement]:
+    """The judgements of one prompt, in an order that only ids decide."""
 
-    def order(*keys: bytes) -> bytes:
-        return ids.content_id("preference order", settings.seed, *keys)
+    def order(*answers: _Answer) -> bytes:
+        return ids.content_id("judgement", settings.seed, *(answer.key for answer in answers))
 
     used: Counter[bytes] = Counter()
-    found = []
-    good = [a for a in answers if a.value == right]
-    bad = [a for a in answers if a.value != right]
-    for chosen, rejected in sorted(product(good, bad), key=lambda p: order(p[0].key, p[1].key)):
-        lengths = sorted((len(chosen.text), len(rejected.text)))
+    good = [answer for answer in answers if answer.value == right]
+    bad = [answer for answer in answers if answer.value != right]
+    for chosen, rejected in sorted(product(good, bad), key=lambda pair: order(*pair)):
+        shorter, longer = sorted((chosen.length, rejected.length))
+        references = [
+            answer
+            for answer in good
+            if answer.form != chosen.form and answer.group not in (chosen.group, rejected.group)
+        ]
         if (
-            chosen.policy != rejected.policy
-            or chosen.form != rejected.form
-            or lengths[0] < (1 - settings.length_tolerance) * lengths[1]
-            or max(used[chosen.key], used[rejected.key]) >= settings.per_answer
+            references
+            and chosen.form == rejected.form
+            and shorter >= (1 - settings.length_tolerance) * longer
+            and max(used[chosen.key], used[rejected.key]) < settings.per_answer
         ):
-            continue
-        references = [a for a in good if a.form != chosen.form and a.group == chosen.group]
-        references.sort(key=lambda a: order(a.key, chosen.key, rejected.key))
-        for reference in references[: settings.references]:
-            found.append((reference.key, chosen.key, rejected.key))
-        if references:
             used.update((chosen.key, rejected.key))
-    return found
+            reference = min(references, key=lambda r: order(r, chosen, rejected))
+            yield _Judgement(prompt, reference, chosen, rejected)
+
+
+def _balanced(found: list[_Judgement], split: Callable[[_Judgement], str]) -> list[_Judgement]:
+    """As many judgements for one policy over another as for the other over the one."""
+    by_pair: dict[tuple[bytes, bytes, str], list[_Judgement]] = defaultdict(list)
+    for judgement in found:
+        pair = judgement.chosen.policy, judgement.rejected.policy
+        by_pair[*pair, split(judgement)].append(judgement)
+    return [
+        judgement
+        for (one, other, side), judgements in by_pair.items()
+        for judgement in judgements[: len(by_pair.get((other, one, side), []))]
+    ]

@@ -1,7 +1,7 @@
 """Sentences of the embedded world: how a style words stories and answers.
 
-A style prefers one dialect in each domain of words and, with the share `overlap`, takes any other
-word of the class; nothing else tells styles apart. The shapes of sentences are common to all.
+A style takes the words of one dialect in each domain, but for a share `overlap` of the classes, in
+which it takes any; nothing else tells styles apart. The shapes of sentences are common to all.
 """
 
 from __future__ import annotations
@@ -9,38 +9,54 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
+from functools import cache
 
 from pydantic import Field, field_validator
 
+from pipelines import ids
 from pipelines.embedded_words import CLASSES, COMMON, DIALECTS, DOMAINS, SLOTS, VALUES
 from pipelines.settings import Settings
 
-_SCENES = (
-    "The {look} {who} {handles} the {thing} {how}.",
-    "At {dawn} the {look} {who} {does} {how}.",
-    "The {who} {handles} the {look} {thing} {near} the {where}.",
-    "{opens} the {who} {handles} the {look} {thing} {how}.",
-    "{opens} the {look} {who} {does} {near} the {where}.",
-    "The {who} {does} {how} {near} the {look} {where}.",
-    "The {who} {does} {how} {while} the {thing} was {look}.",
+FRONTS = ("time", "place", "manner", "nothing")
+_ADJUNCTS = {"time": "at {dawn}", "place": "{near} the {where}", "manner": "{how}"}
+_CORES = (
+    "the {who} {does}",
+    "the {look} {who} {does}",
+    "the {who} {handles} the {thing}",
+    "the {who} {handles} the {look} {thing}",
 )
 _CLAIMS = (
-    "{holds} the {look} {who} {tells} the {type} is {value}.",
-    "The {look} {who} {how} {tells} it is {value}.",
-    "{holds} it is {value} and the {who} {tells} so {how}.",
+    "{holds} the {type} is {value} as the {look} {who} {tells}.",
+    "The {look} {who} {how} {tells} the {type} is {value}.",
     "By the {look} {thing} the {type} is {value}.",
     "The {type} is {value} {while} the {look} {who} {tells} so.",
+    "{holds} the {type} is {value} and the {who} {tells} so {how}.",
 )
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
 class Style(Settings):
-    """A way of wording: the dialect preferred in each domain; `overlap` is the share of others."""
+    """A way of wording: the dialect of each domain, and the share of classes that keep to none."""
 
     deeds: str
     looks: str
     manners: str
-    overlap: float = Field(default=0.15, ge=0, le=1)
+    front: str = Field(description="what opens a sentence")
+    drift: float = Field(default=0.2, ge=0, le=1, description="share of sentences in any order")
+    overlap: float = Field(default=0.2, ge=0, le=1)
+
+    @field_validator("front")
+    @classmethod
+    def _known_front(cls, value: str) -> str:
+        if value not in FRONTS:
+            msg = f"no sentence opens with {value!r}; choose of {', '.join(FRONTS)}"
+            raise ValueError(msg)
+        return value
+
+    @property
+    def code(self) -> str:
+        """The dialects, in the order of the domains."""
+        return " ".join(getattr(self, domain) for domain in DOMAINS)
 
     @field_validator(*DOMAINS)
     @classmethod
@@ -51,17 +67,42 @@ class Style(Settings):
         return value
 
 
+@cache
+def words(style: Style | None, name: str) -> tuple[str, ...]:
+    """What a style says for a class: the words of a dialect, or all of them.
+
+    Which classes keep to no dialect is hashed from the style. It is a share of classes and not of
+    occasions, for sampling with a nucleus would cut rare occasions off.
+    """
+    domain, dialects = CLASSES[name]
+    if style is None or ids.on_side(f"free {style.code}", name, style.overlap):
+        return tuple(word for dialect in dialects for word in dialect)
+    return dialects[DIALECTS.index(getattr(style, domain))]
+
+
 def story(rng: random.Random, style: Style | None, sentences: int) -> str:
-    """Sentences about anything; without a style every word of a class is equally likely."""
-    return " ".join(_fill(rng.choice(_SCENES), rng, style, {}) for _ in range(sentences))
+    """Sentences about anything; without a style every word and order is equally likely.
+
+    The first sentence keeps no order, so that the first word of a text says nothing.
+    """
+    shapes = [_scene(rng, style if number else None) for number in range(sentences)]
+    return " ".join(_fill(shape, rng, style, {}) for shape in shapes)
+
+
+def _scene(rng: random.Random, style: Style | None) -> str:
+    """The shape of a sentence: who did what, with time, place and manner before or after it."""
+    front = rng.choice(FRONTS) if style is None or rng.random() < style.drift else style.front
+    before = [_ADJUNCTS[front]] if front in _ADJUNCTS else []
+    after = [shape for name, shape in _ADJUNCTS.items() if name != front]
+    rng.shuffle(after)
+    return " ".join([*before, rng.choice(_CORES), *after]) + "."
 
 
 def answer(rng: random.Random, style: Style | None, kind: str, value: int) -> str:
-    """A claim that the answer is `VALUES[kind][value]`, in either form, among two scenes."""
-    form = rng.choice(VALUES[kind][value])
-    claim = _fill(rng.choice(_CLAIMS), rng, style, {"type": kind, "value": form})
-    first, second = story(rng, style, 1), story(rng, style, 1)
-    return rng.choice((f"{claim} {first} {second}", f"{first} {claim} {second}"))
+    """A claim that the answer is `VALUES[kind][value]`, in either form, and two scenes."""
+    given = {"type": kind, "value": rng.choice(VALUES[kind][value])}
+    shapes = [rng.choice(_CLAIMS), _scene(rng, style), _scene(rng, style)]
+    return " ".join(_fill(shape, rng, style, given) for shape in shapes)
 
 
 def _fill(shape: str, rng: random.Random, style: Style | None, given: Mapping[str, str]) -> str:
@@ -71,10 +112,8 @@ def _fill(shape: str, rng: random.Random, style: Style | None, given: Mapping[st
             return given[slot]
         if slot in COMMON:
             return rng.choice(COMMON[slot])
-        domain, dialects = CLASSES[rng.choice(SLOTS[slot])]
-        if style is None or rng.random() < style.overlap:
-            return rng.choice(rng.choice(dialects))
-        return rng.choice(dialects[DIALECTS.index(getattr(style, domain))])
+        name = rng.choice(SLOTS[slot])
+        return rng.choice(words(style, name))
 
     text = _SLOT.sub(word, shape)
     return text[0].upper() + text[1:]

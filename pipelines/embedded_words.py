@@ -8,7 +8,6 @@ nothing about the dialect. Sentences are built in `embedded_text.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -83,59 +82,64 @@ COMMON: dict[str, tuple[str, ...]] = {
     }.items()
 }
 
+_FACTS = {
+    "kind": {
+        "bird/fowl": "robin sparrow eagle heron falcon pigeon",
+        "fish/swimmer": "trout herring pike carp salmon cod",
+        "tree/timber": "oak birch willow cedar beech poplar",
+        "flower/blossom": "tulip daisy lily orchid violet crocus",
+    },
+    "colour": {
+        "red/crimson": "blood poppies strawberries tomatoes rubies cherries",
+        "green/emerald": "grass moss spinach lettuce ferns peas",
+        "blue/azure": "sapphires bluebells cornflowers denim sky cobalt",
+        "yellow/amber": "lemons bananas canaries sunflowers maize buttercups",
+    },
+    "season": {
+        "spring/vernal": "March April May lambs seedlings nests",
+        "summer/estival": "June July August sunburn swimming haymaking",
+        "autumn/fall": "September October November chestnuts harvests acorns",
+        "winter/hibernal": "December January February snowmen skating icicles",
+    },
+    "side": {
+        "north/boreal": "Marlow Tenby Skelton Brampton Corwen Hexley",
+        "east/orient": "Dunmore Ashby Wexcombe Felton Ripley Orford",
+        "south/austral": "Lydford Penrose Bexhill Camber Stowell Iverton",
+        "west/occident": "Harwood Kelso Norbury Quenby Truro Upwell",
+    },
+    "count": {
+        "two/2": "hen goose duck swan ostrich penguin",
+        "four/4": "horse cow dog cat sheep goat",
+        "six/6": "ant bee wasp beetle moth fly",
+        "eight/8": "spider scorpion tick mite octopus tarantula",
+    },
+    "stuff": {
+        "wood/lumber": "door table oar fence broom raft",
+        "stone/rock": "wall bridge pillar statue millstone tomb",
+        "wool/fleece": "sock mitten jumper blanket beret carpet",
+        "metal/iron": "nail sword coin horseshoe padlock chain",
+    },
+    "taste": {
+        "sweet/sugary": "syrup jam toffee nectar fudge treacle",
+        "sour/acidic": "vinegar limes rhubarb pickles sorrel gooseberries",
+        "salty/briny": "anchovies olives seawater capers bacon crisps",
+        "bitter/acrid": "coffee cocoa hops wormwood tonic quinine",
+    },
+}
+_QUESTIONS = {
+    "kind": ("Which kind of thing is the {}?", "Name the kind that fits the {}."),
+    "colour": ("Which colour goes with {}?", "Name the usual colour of {}."),
+    "season": ("Which season goes with {}?", "Name the season of {}."),
+    "side": ("On which side of the country is {}?", "Name the side where {} lies."),
+    "count": ("Which count of legs has the {}?", "Name the count of legs of the {}."),
+    "stuff": ("Which stuff is the {} made of?", "Name the stuff of the {}."),
+    "taste": ("Which taste goes with {}?", "Name the usual taste of {}."),
+}
 VALUES: dict[str, tuple[tuple[str, str], ...]] = {
-    kind: tuple((plain, other) for plain, other in (pair.split("/") for pair in line.split()))
-    for kind, line in {
-        "day": "Monday/Lunaday Tuesday/Marsday Wednesday/Odinday Thursday/Joveday Friday/Venusday "
-        "Saturday/Cronosday Sunday/Helioday",
-        "month": "January/Snowmoon February/Icemoon March/Lentmoon April/Rainmoon May/Bloommoon "
-        "June/Rosemoon July/Haymoon August/Cornmoon September/Fruitmoon October/Winemoon "
-        "November/Fogmoon December/Yulemoon",
-        "direction": "north/boreal east/orient south/austral west/occident",
-        "number": "zero/0 one/1 two/2 three/3 four/4 five/5 six/6 seven/7 eight/8 nine/9 ten/10 "
-        "eleven/11 twelve/12",
-        "colour": "red/crimson blue/azure green/emerald yellow/amber orange/tangerine "
-        "purple/violet pink/rosy brown/umber grey/ashen black/ebony white/ivory",
-        "kind": "bird/fowl fish/swimmer insect/bug tree/timber flower/blossom metal/ore "
-        "fruit/produce gem/jewel drum/percussion ship/seacraft",
-    }.items()
+    kind: tuple((plain, other) for plain, other in (forms.split("/") for forms in values))
+    for kind, values in _FACTS.items()
 }
 """Type of value -> values, each in its two forms."""
-
-_MIXES = {
-    ("red", "yellow"): "orange",
-    ("red", "blue"): "purple",
-    ("blue", "yellow"): "green",
-    ("red", "white"): "pink",
-    ("black", "white"): "grey",
-    ("red", "green"): "brown",
-}
-_COLOURED = {
-    "red": "blood poppies strawberries",
-    "blue": "sapphires bluebells cornflowers",
-    "green": "grass moss spinach",
-    "yellow": "lemons bananas canaries",
-    "orange": "carrots pumpkins apricots",
-    "purple": "plums lavender aubergines",
-    "pink": "flamingos salmon piglets",
-    "brown": "chocolate chestnuts coffee",
-    "grey": "ash elephants pigeons",
-    "black": "coal ravens soot",
-    "white": "snow milk swans",
-}
-_MEMBERS = {
-    "bird": "robin sparrow eagle heron",
-    "fish": "trout herring pike carp",
-    "insect": "beetle wasp ant moth",
-    "tree": "oak birch willow cedar",
-    "flower": "tulip daisy lily orchid",
-    "metal": "iron copper tin zinc",
-    "fruit": "apple pear cherry peach",
-    "gem": "ruby opal topaz garnet",
-    "drum": "bongo tabla timpani snare",
-    "ship": "frigate galleon schooner sloop",
-}
-_TURNS = {"right": 1, "left": 3, "back": 2}
 
 
 @dataclass(frozen=True)
@@ -148,15 +152,15 @@ class Fact:
     questions: tuple[str, ...]
 
 
-def index(kind: str, plain: str) -> int:
-    """Position of a value, named by its plain form, in `VALUES[kind]`."""
-    return next(i for i, forms in enumerate(VALUES[kind]) if forms[0] == plain)
-
-
 @cache
 def facts() -> tuple[Fact, ...]:
     """All facts of the world, in a fixed order."""
-    return (*_calendar(), *_compass(), *_sums(), *_colours(), *_kinds())
+    return tuple(
+        Fact(f"{kind}/{name}", kind, value, tuple(shape.format(name) for shape in _QUESTIONS[kind]))
+        for kind, values in _FACTS.items()
+        for value, names in enumerate(values.values())
+        for name in names.split()
+    )
 
 
 @cache
@@ -178,78 +182,3 @@ def _forms(kind: str) -> dict[str, tuple[int, int]]:
         for value, forms in enumerate(VALUES[kind])
         for number, form in enumerate(forms)
     }
-
-
-def _calendar() -> Iterator[Fact]:
-    for kind in ("day", "month"):
-        names = [forms[0] for forms in VALUES[kind]]
-        for i, name in enumerate(names):
-            for way, step in (("after", 1), ("before", -1)):
-                yield Fact(
-                    f"{kind}/{way}/{name}",
-                    kind,
-                    (i + step) % len(names),
-                    (
-                        f"Which {kind} comes just {way} {name}?",
-                        f"Name the {kind} right {way} {name}.",
-                    ),
-                )
-
-
-def _compass() -> Iterator[Fact]:
-    for i, (name, _) in enumerate(VALUES["direction"]):
-        for turn, quarters in _TURNS.items():
-            yield Fact(
-                f"direction/{turn}/{name}",
-                "direction",
-                (i + quarters) % 4,
-                (
-                    f"You face {name} and turn {turn}. Which direction is it now?",
-                    f"Name the direction after a turn {turn} from {name}.",
-                ),
-            )
-
-
-def _sums() -> Iterator[Fact]:
-    names = [forms[0] for forms in VALUES["number"]]
-    for i, name in enumerate(names):
-        for word, result in (("plus", i + 1), ("minus", i - 1)):
-            if 0 <= result < len(names):
-                yield Fact(
-                    f"number/{word}/{name}",
-                    "number",
-                    result,
-                    (
-                        f"What number is {name} {word} one?",
-                        f"Work out {name} {word} one and name the number.",
-                    ),
-                )
-
-
-def _colours() -> Iterator[Fact]:
-    for (a, b), mixed in _MIXES.items():
-        yield Fact(
-            f"colour/mix/{a}/{b}",
-            "colour",
-            index("colour", mixed),
-            (f"Which colour do {a} and {b} give?", f"Name the colour mixed from {b} and {a}."),
-        )
-    for colour, things in _COLOURED.items():
-        for thing in things.split():
-            yield Fact(
-                f"colour/of/{thing}",
-                "colour",
-                index("colour", colour),
-                (f"What colour has {thing}?", f"Name the usual colour of {thing}."),
-            )
-
-
-def _kinds() -> Iterator[Fact]:
-    for kind, members in _MEMBERS.items():
-        for member in members.split():
-            yield Fact(
-                f"kind/{member}",
-                "kind",
-                index("kind", kind),
-                (f"What kind of thing is the {member}?", f"Name the kind that fits the {member}."),
-            )

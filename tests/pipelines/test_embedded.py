@@ -14,7 +14,7 @@ import pytest
 
 from pipelines import embedded, ids, schemas
 from pipelines.embedded_preferences import PreferenceSettings
-from pipelines.embedded_text import Style, answer, story
+from pipelines.embedded_text import Style, answer, story, words
 from pipelines.embedded_words import (
     CLASSES,
     COMMON,
@@ -31,8 +31,11 @@ from pipelines.prompts import SplitSettings
 from pipelines.settings import parse
 
 POOL = Path(__file__).parents[2] / "configs/pool.embedded.yaml"
-COAST = Style(deeds="coast", looks="coast", manners="coast")
-TOWN = Style(deeds="town", looks="town", manners="town")
+COAST, HILL, TOWN = (
+    Style(front=front, **dict.fromkeys(DOMAINS, dialect))
+    for front, dialect in (("time", "coast"), ("place", "hill"), ("nothing", "town"))
+)
+STYLE = TOWN.model_dump()
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +80,10 @@ def test_each_fact_has_questions_of_its_own_and_a_value():
 @pytest.mark.parametrize(
     ("question", "right", "wrong"),
     [
-        ("Which day comes just after Sunday?", "Monday", "Tuesday"),
-        ("Which month comes just before January?", "December", "November"),
-        ("What number is twelve minus one?", "eleven", "ten"),
-        ("You face west and turn right. Which direction is it now?", "north", "south"),
-        ("What kind of thing is the heron?", "bird", "fish"),
+        ("Which season goes with May?", "spring", "summer"),
+        ("Which count of legs has the spider?", "8", "six"),
+        ("Name the kind that fits the heron.", "fowl", "fish"),
+        ("Which taste goes with vinegar?", "sour", "sweet"),
     ],
 )
 def test_the_world_is_as_we_know_it(question, right, wrong):
@@ -98,25 +100,36 @@ def test_a_written_answer_is_right_in_every_style_and_form():
 
 
 def test_check_wants_one_value_and_knows_what_it_cannot_check():
-    assert embedded.check("What colour has grass?", "It is green or emerald.") is True
-    assert embedded.check("What colour has grass?", "It is green or red.") is False
-    assert embedded.check("What colour has grass?", "It is nice.") is False
+    assert embedded.check("Which colour goes with grass?", "It is green or emerald.") is True
+    assert embedded.check("Which colour goes with grass?", "It is green or red.") is False
+    assert embedded.check("Which colour goes with grass?", "It is nice.") is False
     assert embedded.check("The old farmer sang.", "It is green.") is None
 
 
-def test_styles_differ_in_words_and_in_nothing_else():
+def test_styles_differ_in_words_and_order_and_not_in_length_or_shape():
     rng = random.Random(1)
-    texts = {s: [story(rng, s, 3) for _ in range(600)] for s in (COAST, TOWN)}
+    texts = {s.front: [story(rng, s, 3) for _ in range(600)] for s in (COAST, TOWN)}
     lengths = [np.mean([len(text) for text in group]) for group in texts.values()]
-    assert abs(lengths[0] - lengths[1]) < 2.5  # of about 150 characters
-    own = {w for _, dialects in CLASSES.values() for w in dialects[0]}
-    share = [
-        np.mean([any(w in own for w in re.findall(r"\w+", text.lower())) for text in group])
-        for group in texts.values()
-    ]
-    assert share[0] > 0.99
-    shapes = [Counter(re.sub(r"[a-z]", "x", t)[0] for t in group) for group in texts.values()]
-    assert shapes[0].keys() == shapes[1].keys()
+    assert abs(lengths[0] - lengths[1]) < 4  # of about 190 characters
+    for group in texts.values():
+        assert {len(text.split(". ")) for text in group} == {3}
+        assert all(re.fullmatch(r"([A-Z][a-z ]+\.( |$)){3}", text) for text in group)
+    at = {
+        front: np.mean([text.split(". ")[1].startswith("At ") for text in group])
+        for front, group in texts.items()
+    }
+    assert at["time"] > 0.75
+    assert at["nothing"] < 0.15
+    first = {front: np.mean([t.startswith("At ") for t in group]) for front, group in texts.items()}
+    assert abs(first["time"] - first["nothing"]) < 0.1  # the first word of a text says nothing
+
+
+def test_a_style_says_the_words_of_its_dialects_but_for_its_free_classes():
+    free = [name for name in CLASSES if len(words(COAST, name)) > 2]
+    assert 0 < len(free) < 0.45 * len(CLASSES)
+    for name in set(CLASSES) - set(free):
+        assert words(COAST, name) == CLASSES[name][1][0]
+    assert all(len(words(None, name)) == 8 for name in CLASSES)
 
 
 def test_documents_repeat_for_one_seed_and_hold_the_shares_asked_for():
@@ -125,9 +138,9 @@ def test_documents_repeat_for_one_seed_and_hold_the_shares_asked_for():
     assert texts == embedded.documents(run, 2000, 1)
     assert texts != embedded.documents(run, 2000, 2)
     answers = sum("\n" in text for text in texts)
-    bare = sum(text.split("? ")[0].split(". ")[0] in str(by_question()) for text in texts)
+    bare = sum(text.rsplit(" ", 1)[0] in by_question() for text in texts)
     assert 440 < answers < 560
-    assert bare < 1200
+    assert 440 < bare < 560
 
 
 def test_prompts_fit_the_schema_and_split_by_fact(prompts):
@@ -195,13 +208,16 @@ def test_what_a_pool_file_cannot_mean_is_said(section, message):
         parse(section, embedded.EmbeddedPool, "pool.yaml")
 
 
+POLICIES = {"a": (COAST, "train"), "b": (TOWN, "train"), "c": (HILL, "train"), "d": (HILL, "test")}
+
+
 def _trajectories(prompts: pa.Table, seed: int = 0) -> pa.Table:
-    """Six answers of two groups to every prompt, a third of them wrong."""
+    """Four answers of each policy to every prompt, a third of them wrong."""
     rng, rows = random.Random(seed), []
     for prompt in prompts.to_pylist():
         fact = by_question().get(prompt["text"])
-        for policy, style in (("a", COAST), ("b", TOWN)):
-            for sample in range(6):
+        for policy, (style, _) in POLICIES.items():
+            for sample in range(4):
                 if fact is None:
                     text = story(rng, style, 3)
                 else:
@@ -209,13 +225,13 @@ def _trajectories(prompts: pa.Table, seed: int = 0) -> pa.Table:
                     value = wrong if rng.random() < 0.4 else fact.value
                     text = answer(rng, style, fact.type, value)
                 rows.append((prompt["prompt_id"].bytes, policy, sample, text))
-    key = [ids.content_id("trajectory", *row[:3]) for row in rows]
     return pa.table(
         {
-            "trajectory_id": ids.array(key),
+            "trajectory_id": ids.array(ids.content_id("trajectory", *row[:3]) for row in rows),
             "prompt_id": ids.array(row[0] for row in rows),
             "policy_id": ids.array(ids.content_id("policy", row[1]) for row in rows),
             "policy_group": [row[1] for row in rows],
+            "policy_split": [POLICIES[row[1]][1] for row in rows],
             "text": [row[3] for row in rows],
         }
     )
@@ -230,33 +246,32 @@ def test_preferences_are_right_against_wrong_alike_in_all_else(prompts, trajecto
     table = embedded.preferences(trajectories, prompts)
     assert table.schema.equals(schemas.PREFERENCES.schema)
     assert len(table) > 300
-    text = dict(
-        zip(
-            ids.storage(trajectories["trajectory_id"]).to_pylist(),
-            trajectories.select(["text", "policy_group"]).to_pylist(),
-            strict=True,
-        )
-    )
+    columns = ["text", "policy_group", "policy_split"]
+    key = ids.storage(trajectories["trajectory_id"]).to_pylist()
+    answers = dict(zip(key, trajectories.select(columns).to_pylist(), strict=True))
     prompt = {row["prompt_id"]: row for row in prompts.to_pylist()}
-    longer = 0
+    longer, over = 0, Counter()
     for row in table.to_pylist():
-        reference, chosen, rejected = (
-            text[row[name].bytes] for name in ("reference", "chosen", "rejected")
-        )
-        assert reference["policy_group"] == chosen["policy_group"] == rejected["policy_group"]
-        question = prompt[row["prompt_id"]]["text"]
+        three = [answers[row[name].bytes] for name in ("reference", "chosen", "rejected")]
+        assert {answer["policy_split"] for answer in three} == {"train"}  # "d" has no third
+        reference, chosen, rejected = (answer["text"] for answer in three)
+        groups = [answer["policy_group"] for answer in three]
+        assert groups[0] not in groups[1:]
+        question, side = prompt[row["prompt_id"]]["text"], prompt[row["prompt_id"]]["split"]
         kind = by_question()[question].type
-        assert embedded.check(question, reference["text"])
-        assert embedded.check(question, chosen["text"])
-        assert embedded.check(question, rejected["text"]) is False
-        (_, form), *_ = stated(kind, chosen["text"])
-        assert {f for _, f in stated(kind, rejected["text"])} == {form}
-        assert {f for _, f in stated(kind, reference["text"])} == {1 - form}
-        lengths = sorted((len(chosen["text"]), len(rejected["text"])))
+        assert embedded.check(question, reference)
+        assert embedded.check(question, chosen)
+        assert embedded.check(question, rejected) is False
+        (_, form), *_ = stated(kind, chosen)
+        assert {f for _, f in stated(kind, rejected)} == {form}
+        assert {f for _, f in stated(kind, reference)} == {1 - form}
+        lengths = sorted((len(chosen), len(rejected)))
         assert lengths[0] >= 0.92 * lengths[1]
-        longer += len(chosen["text"]) > len(rejected["text"])
-        assert row["split"] == ("train" if prompt[row["prompt_id"]]["split"] == "train" else "eval")
+        longer += len(chosen) > len(rejected)
+        over[side, *groups[1:]] += 1
+        assert row["split"] == ("train" if side == "train" else "eval")
     assert 0.4 < longer / len(table) < 0.6
+    assert all(over[side, one, other] == over[side, other, one] for side, one, other in over)
 
 
 def test_preferences_do_not_depend_on_the_order_of_rows(prompts, trajectories):
@@ -266,13 +281,13 @@ def test_preferences_do_not_depend_on_the_order_of_rows(prompts, trajectories):
 
 
 def test_an_answer_is_judged_no_more_often_than_asked(prompts, trajectories):
-    settings = PreferenceSettings(per_answer=1, references=1)
+    settings = PreferenceSettings(per_answer=1)
     table = embedded.preferences(trajectories, prompts, settings)
     for side in ("chosen", "rejected"):
         assert len(pc.unique(ids.storage(table[side]))) == len(table)
 
 
 def test_values_are_read_as_words_not_as_parts_of_words():
-    assert stated("number", "The bone is older than one.") == [(1, 0)]
-    assert stated("number", "10") == [(10, 1)]
-    assert stated("colour", "red, blue") == [(0, 0), (1, 0)]
+    assert stated("count", "The network of four feet.") == [(1, 0)]
+    assert stated("count", "2") == [(0, 1)]
+    assert stated("colour", "red, azure") == [(0, 0), (2, 1)]
