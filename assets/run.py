@@ -93,16 +93,30 @@ def plan(
         found = stale_items(workspace, instance, stage)
         if waits and not stage.partitioned and not found and not stage.idle(workspace):
             found = [Item(stage=stage, reason="after: " + ", ".join(waits))]
-        if stage.partitioned and "policies" in waits:
-            known = set(workspace_policy_ids(workspace))
-            found += [
-                Item(stage=stage, partition=policy.name, reason="policy not registered yet")
-                for policy in workspace.pool.policies
-                if policy.name not in known
-            ]
+        if stage.partitioned and waits:
+            found += _waiting_partitions(workspace, stage, waits, found)
         if found:
             pending.add(stage.name)
         items += found
+    return items
+
+
+def _waiting_partitions(
+    workspace: Workspace, stage: Stage, waits: list[str], found: list[Item]
+) -> list[Item]:
+    """Partitions of policies not yet registered, and those that other stages will make stale."""
+    known = workspace_policy_ids(workspace)
+    stale = {item.partition for item in found}
+    after = [name for name in waits if name != "policies"]  # others' weights do not matter
+    items = []
+    for policy in workspace.pool.policies:
+        if policy.name not in known and "policies" in waits:
+            reason = "policy not registered yet"
+        elif policy.name in known and policy.name not in stale and after:
+            reason = "after: " + ", ".join(after)
+        else:
+            continue
+        items.append(Item(stage=stage, partition=policy.name, reason=reason))
     return items
 
 
