@@ -1,0 +1,264 @@
+"""What a run makes again, and why: only what changed and what depends on it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+
+from assets.digests import code_digest
+from pipelines.lake import Append, Replace
+from tests.assets.homes import Home, Watch
+from tests.pipelines.lake_rows import rows
+
+TRAINED = ("backbone", "pretrained", "finetuned", "finetuned_alone", "report")
+POLICIES = ("school-early", "school", "ash", "beech", "cork", "date")
+ANSWERS = tuple(f"trajectories: {name}" for name in POLICIES)
+SECTIONS = {
+    "evaluation": ({"resamples": 101}, ["report"], []),
+    "finetune": ({"max_steps": 5}, ["finetuned", "finetuned_alone"], ["report"]),
+    "pretrain": ({"max_steps": 7}, ["pretrained"], ["finetuned", "report"]),
+    "backbone": ({"max_documents": 199}, ["backbone"], TRAINED[1:]),
+    "groups": ({"rounds": 2}, ["groups"], TRAINED),
+    "preferences": ({"seed": 1}, ["preferences"], ["groups", *TRAINED]),
+    "pairs": ({"require_same_sampling": False}, ["pairs", "groups"], TRAINED),
+    "dedup": ({"threshold": 0.9}, ["duplicates"], ["pairs", "groups", *TRAINED]),
+    "rollouts": (
+        {"samples": 4},
+        ANSWERS,
+        ["preferences", "duplicates", "pairs", "groups", *TRAINED],
+    ),
+    "prompts": (
+        {"prefixes": 5},
+        ["prompts"],
+        [*ANSWERS, "preferences", "duplicates", "pairs", "groups", *TRAINED],
+    ),
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_changed_setting_names_its_stage_and_what_follows(
+    made: Home, tmp_path: Path, section: str
+):
+    change, stale, follows = SECTIONS[section]
+    home = with_config(made, tmp_path)
+    home.edit("run.yaml", **{section: change})
+    plan = home.plan()
+    assert {name: plan[name] for name in stale} == dict.fromkeys(stale, "changed: settings")
+    after = set(plan) - set(stale)
+    assert after == set(follows)
+    for name in after:
+        assert plan[name].startswith("after: ")
+
+
+def with_config(made: Home, folder: Path) -> Home:
+    """The made home with a configuration of its own; for looking only."""
+    for file in made.config.parent.glob("*.yaml"):
+        shutil.copy(file, folder / file.name)
+    return Home(made.path, folder / "run.yaml")
+
+
+def test_comments_and_names_of_files_change_nothing(made: Home, tmp_path: Path):
+    home = with_config(made, tmp_path)
+    text = home.config.read_text(encoding="utf-8")
+    home.config.write_text(f"# Another word.\n{text}", encoding="utf-8")
+    (tmp_path / "pool.yaml").rename(tmp_path / "other.yaml")
+    home.edit("run.yaml", pool="other.yaml")
+    assert home.plan() == {}
+
+
+def test_only_what_changed_is_made(copy: Home):
+    copy.edit("run.yaml", evaluation={"resamples": 120})
+    runs = copy.dagster_runs()
+    watch = Watch()
+    outcome = copy.run(listener=watch)
+    assert [(item.title, item.reason) for item in outcome.made] == [("report", "changed: settings")]
+    assert watch.finished == [("report", None)]
+    assert copy.dagster_runs() == runs + 1
+    assert copy.plan() == {}
+
+
+def add_policy(home: Home, **changes: Any) -> None:
+    """A policy that asks the weights of `beech` in other words."""
+    pool = yaml.safe_load((home.config.parent / "pool.yaml").read_text(encoding="utf-8"))
+    beech = {"name": "beech-plain", "kind": "chat", "weights": "beech", "template": "{prompt} "}
+    pool["policies"].append({**beech, "split": "train", **changes})
+    home.edit("pool.yaml", policies=pool["policies"])
+
+
+def answers(home: Home) -> dict[str, tuple[int, str]]:
+    """Per policy id: how many answers, and a digest of them all."""
+    found = home.query(
+        "select policy_id::varchar as p, count(*) as n, "
+        "md5(string_agg(trajectory_id::varchar || text || created_at::varchar, '' "
+        "order by trajectory_id)) as d from trajectories group by 1"
+    )
+    return {row["p"]: (row["n"], row["d"]) for row in found}
+
+
+def materialised(home: Home, partition: str) -> int:
+    with home.instance() as instance:
+        records = dg.AssetRecordsFilter(
+            asset_key=dg.AssetKey("trajectories"), asset_partitions=[partition]
+        )
+        return len(instance.fetch_materializations(records, limit=10).records)
+
+
+def test_a_policy_that_joins_makes_only_its_own_answers(copy: Home):
+    before = answers(copy)
+    add_policy(copy)
+    plan = copy.plan("pairs")
+    assert plan["policies"] == "changed: weights, settings"
+    assert plan["trajectories: beech-plain"] == "policy not registered yet"
+    assert not set(ANSWERS) & set(plan)
+    outcome = copy.run("pairs")
+    made = [item.title for item in outcome.made]
+    assert made == ["policies", "trajectories: beech-plain", "duplicates", "pairs"]
+    after = answers(copy)
+    assert {key: after[key] for key in before} == before
+    ((new, _),) = [after[key] for key in set(after) - set(before)]
+    assert new == next(iter(before.values()))[0]
+    assert [materialised(copy, name) for name in (*POLICIES, "beech-plain")] == [1] * 7
+    assert copy.plan("pairs") == {}
+    assert set(copy.plan()) == {"preferences", "groups", *TRAINED}
+
+
+def test_changed_weights_are_another_policy(copy: Home):
+    from safetensors.torch import load_file, save_file
+
+    before = answers(copy)
+    file = copy.path / "policies" / "date" / "model.safetensors"
+    weights = load_file(file)
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] * 1.5}, file, {"format": "pt"})
+    assert copy.plan("trajectories") == {
+        "policies": "changed: weights",
+        "trajectories: date": "policy not registered yet",
+    }
+    made = [item.title for item in copy.run("trajectories").made]
+    assert made == ["policies", "trajectories: date"]
+    ids = copy.query("select policy_id::varchar as p from policies where name = 'date'")
+    assert len(ids) == 2
+    after = answers(copy)
+    assert {key: after[key] for key in before} == before
+    assert {row["p"] for row in ids} == {
+        *(set(after) - set(before)),
+        *(set(before) & {row["p"] for row in ids}),
+    }
+    assert copy.plan("trajectories") == {}
+
+
+def test_a_deleted_checkpoint_is_trained_again(copy: Home):
+    row = copy.query("from checkpoints where name = 'finetuned'")
+    shutil.rmtree(copy.path / "checkpoints" / "tiny" / "finetuned")
+    assert copy.plan()["finetuned"] == "missing: checkpoints/tiny/finetuned/config.json"
+    assert [item.title for item in copy.run().made] == ["finetuned"]
+    again = copy.query("from checkpoints where name = 'finetuned'")
+    assert [r["checkpoint_id"] for r in again] == [r["checkpoint_id"] for r in row]
+    assert copy.plan() == {}
+
+
+def test_deleted_weights_of_the_pool_are_trained_again(copy: Home):
+    before = answers(copy)
+    shutil.rmtree(copy.path / "policies" / "cork")
+    assert copy.plan("trajectories")["embedded_policies"] == "missing: policies/cork"
+    made = [item.title for item in copy.run("trajectories").made]
+    assert made == ["embedded_policies"]  # the same weights are the same policy
+    assert answers(copy) == before
+
+
+# --- blocking checks --------------------------------------------------------------------------
+
+
+def stray_pair() -> Append:
+    """A pair whose prompt and trajectories nobody knows."""
+    pair = {"trajectory_a": b"a" * 16, "trajectory_b": b"b" * 16, "prompt_id": b"p" * 16}
+    labels = {"label": "cross_policy", "relation": "same", "split": "train", "cell": "seen"}
+    return Append("pairs", rows("pairs", pair | labels))
+
+
+def publish(home: Home, *changes: Append | Replace) -> None:
+    with home.workspace().lake() as lake:
+        lake.publish("tests", "doctored", list(changes))
+
+
+def test_a_failed_check_stops_what_depends_on_it_until_it_is_mended(copy: Home):
+    publish(copy, stray_pair())
+    assert copy.plan() == {}  # nobody looked yet
+    copy.edit("run.yaml", pairs={"require_same_sampling": False})
+    for reason in ("changed: settings", "check failed: references_resolve"):
+        outcome = copy.run("groups")
+        assert outcome.stopped == "pairs"
+        assert not outcome.made
+        ((item, error),) = outcome.failed
+        assert (item.title, item.reason) == ("pairs", reason)
+        assert "references_resolve on pairs failed" in error
+        assert "trajectory_a" in error
+        assert "61616161-6161-6161-6161-616161616161" in error
+    assert copy.plan()["groups"].startswith("changed: settings")
+    publish(copy, Replace("pairs", rows("pairs"), "trajectory_a = repeat('61', 16)::uuid"))
+    assert [item.title for item in copy.run("groups").made] == ["pairs", "groups"]
+
+
+def test_a_failed_check_on_one_policys_answers_stops_the_run(copy: Home):
+    stray = {"trajectory_id": b"t" * 16, "prompt_id": b"p" * 16, "policy_id": b"q" * 16}
+    publish(copy, Append("trajectories", rows("trajectories", stray)))
+    add_policy(copy)
+    outcome = copy.run()
+    assert outcome.stopped == "trajectories: beech-plain"
+    assert [item.title for item in outcome.made] == ["policies"]
+    assert "references_resolve" in outcome.failed[0][1]
+
+
+def test_a_stage_whose_checks_did_not_run_is_not_current(copy: Home):
+    """As when the process is killed between making and checking."""
+    from assets import pool
+
+    workspace = copy.workspace()
+    with copy.instance() as instance:
+        result = dg.materialize(
+            pool.ASSETS,
+            selection="prompts",
+            instance=instance,
+            resources={"workspace": dg.ResourceDefinition.hardcoded_resource(workspace)},
+        )
+        assert result.success
+    assert copy.plan("prompts") == {"prompts": "check failed: keys_unique, one_side"}
+    assert [item.title for item in copy.run("prompts").made] == ["prompts"]
+    assert copy.plan() == {}
+
+
+# --- code -------------------------------------------------------------------------------------
+
+
+def test_code_is_its_syntax_with_all_that_it_imports(tmp_path: Path, monkeypatch):
+    from assets import digests
+
+    def digest(files: dict[str, str]) -> str:
+        code_digest.cache_clear()
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return code_digest(("pipelines.one",))
+
+    monkeypatch.setattr(digests, "PROJECT", tmp_path)
+    files = {
+        "pipelines/one.py": '"""One."""\nfrom pipelines import two\n\ndef f():\n    """F."""\n',
+        "pipelines/two.py": "from pipelines.deep.three import g\n",
+        "pipelines/deep/__init__.py": "",
+        "pipelines/deep/three.py": "def g():\n    return 1\n",
+        "pipelines/other.py": "x = 1\n",
+    }
+    try:
+        first = digest(files)
+        said = '"""Uno."""  # a comment\nfrom pipelines import two\n\n\ndef f():\n    """G."""\n'
+        assert digest({"pipelines/one.py": said}) == first
+        assert digest({"pipelines/other.py": "x = 2\n"}) == first
+        assert digest({"pipelines/deep/three.py": "def g():\n    return 2\n"}) != first
+    finally:
+        code_digest.cache_clear()
