@@ -1,8 +1,6 @@
 """The evaluation side of the graph: held-out groups, rulers beside the models, and the report."""
 
-import json
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -119,6 +117,8 @@ def report(
 
 def report_context(workspace: Workspace) -> ReportContext:
     """What the report says beside the numbers: checkpoints, curves, balance, the command."""
+    from trainer.resume import read_log
+
     folders = {
         name: workspace.checkpoint(name)
         for name in ("backbone", "pretrained", "finetuned", "finetuned_alone")
@@ -143,17 +143,9 @@ def report_context(workspace: Workspace) -> ReportContext:
         git_revision=git_revision(),
         command=f"polar run --config {workspace.config_path.name}{data}",
         labels=LABELS,
-        curves={name: lines for name, folder in folders.items() if (lines := _curve(folder))},
+        curves={name: lines for name, folder in folders.items() if (lines := read_log(folder))},
         balance=balance,
     )
-
-
-def _curve(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a training run's metrics.jsonl; none where there is no such file."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def publish_rows(workspace: Workspace, rows: pa.Table) -> None:

@@ -79,6 +79,12 @@ def publish_checkpoint(
         )
 
 
+def loss_curve(name: str, lines: list[dict[str, Any]]) -> dg.MarkdownMetadataValue:
+    """The losses of a training run, from the lines of its log."""
+    steps, losses = ([line[of] for line in lines] for of in ("step", "loss"))
+    return plots.curve(f"{name}: loss by step", steps, losses)
+
+
 def groups_snapshot(workspace: Workspace) -> int | None:
     """The lake snapshot that this configuration's groups were made from."""
     path = workspace.groups_file("pretrain", "train").with_name("snapshot")
@@ -98,6 +104,7 @@ def backbone(
 
     from trainer.data import read_groups
     from trainer.language_model import documents_from_groups, train, train_tokenizer
+    from trainer.resume import read_log
 
     torch.set_num_threads(workspace.config.threads)
     settings, out = workspace.config.backbone, workspace.checkpoint("backbone")
@@ -122,6 +129,7 @@ def backbone(
             "loss (nats per token)": metrics["loss"],
             "parameters": int(metrics["parameters"]),
             "seconds": metrics["seconds"],
+            "loss curve": loss_curve("backbone", read_log(out)),
             "folder": dg.MetadataValue.path(str(out)),
             **table_link("checkpoints"),
         },
@@ -173,11 +181,7 @@ def _reward_model(
         workspace,
         {
             **numbers,
-            "loss curve": plots.curve(
-                f"{name}: loss by step",
-                [line["step"] for line in curve],
-                [line["loss"] for line in curve],
-            ),
+            "loss curve": loss_curve(name, curve),
             "folder": dg.MetadataValue.path(str(out)),
             **table_link("checkpoints"),
         },

@@ -9,6 +9,7 @@ embedded policies, `documents_from_groups` those of a backbone.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -26,6 +27,7 @@ from trainer.data import texts_of
 from trainer.errors import BadGroupsError
 from trainer.language_settings import LanguageModelSettings
 from trainer.layout import precision
+from trainer.resume import LOG
 from trainer.template import REWARD, SEPARATOR, wrapped
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -119,6 +121,7 @@ def train(
                 progress(step, settings.steps, f"loss {loss:.3f}")
             if step in settings.save_at:
                 _save(model, encoder, out / f"step-{step}")
+        _write_log(losses, out)
         _save(model, encoder, out)
     return {
         "loss": float(np.mean(losses[-max(1, settings.steps // 10) :])),
@@ -238,6 +241,15 @@ def _save(model: Any, encoder: PreTrainedTokenizerFast, out: Path) -> None:
     for path in sorted(draft.iterdir(), key=lambda p: p.name == "config.json"):
         path.replace(out / path.name)
     draft.rmdir()
+
+
+def _write_log(losses: Sequence[float], out: Path) -> None:
+    """About a hundred lines of step and mean loss since the line before, in `metrics.jsonl`."""
+    every = max(1, len(losses) // 100)
+    ends = range(every, len(losses) + 1, every)
+    lines = [{"step": end, "loss": float(np.mean(losses[end - every : end]))} for end in ends]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def documents_from_groups(groups: Any) -> list[Document]:

@@ -21,6 +21,7 @@ from trainer.language_model import (
     train_tokenizer,
 )
 from trainer.language_settings import LanguageModelSettings
+from trainer.resume import read_log
 from trainer.template import REWARD, SEPARATOR, Template, Texts
 
 TEXTS = [f"the {a} {b} sings at {c}." for a in ["old", "new"] for b in ["cat", "owl"]
@@ -85,6 +86,9 @@ def test_training_learns_and_writes_a_plain_checkpoint(trained, loaded):
     assert AutoTokenizer.from_pretrained(out).get_vocab() == loaded.get_vocab()
     assert model.config.pad_token_id == loaded.pad_token_id
     assert not list(out.parent.glob("*.draft"))
+    log = read_log(out)
+    assert [line["step"] for line in log] == list(range(1, 31))
+    assert log[-1]["loss"] < log[0]["loss"]
 
 
 def test_checkpoints_on_the_way_differ_from_the_last(trained):
