@@ -38,7 +38,7 @@ class TerminalListener:
     def start(self, item: Item) -> Progress:
         """Open the item's bar."""
         if not self.out.is_terminal:
-            self.out.print(f"{item.title} ... ({item.reason})", highlight=False)
+            self.out.print(f"{item.title} ... ({item.reason})", highlight=False, soft_wrap=True)
             return self._lines(item)
         bars = Bars(
             TextColumn("{task.description:<34}"),
@@ -68,7 +68,7 @@ class TerminalListener:
             if now - last >= 10:
                 last = now
                 line = progress_line(done, total, now - start, note)
-                self.out.print(f"  {item.title}: {line}", highlight=False)
+                self.out.print(f"  {item.title}: {line}", highlight=False, soft_wrap=True)
 
         return report
 
