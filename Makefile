@@ -23,11 +23,11 @@ demo: $(STAMP) ## The whole chain on the embedded pool: policies to report, ten 
 up: $(STAMP) ## The Dagster UI on the same home.
 	@$(POLAR) up
 
-test: $(STAMP) ## The default test suite.
-	@.venv/bin/python -m pytest
+test: $(STAMP) ## The default test suite, on two cores.
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP) ## The slow suite: whole runs, kills, browsers.
-	@.venv/bin/python -m pytest -m slow
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow -n 2 --dist loadfile
 
 lint: $(STAMP) ## Style and types.
 	@.venv/bin/ruff check .
