@@ -3,6 +3,7 @@
 Each asset reads the lake, calls one function of `pipelines`, and publishes in one transaction.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,19 +26,16 @@ from assets.results import (
 from assets.stages import asset_kwargs, stages, workspace_policy_ids
 from assets.workspace import Workspace
 from pipelines.errors import PolicyUnavailableError
-from pipelines.lake import Change, Lake, Replace, Upsert
+from pipelines.lake import Change, Replace, Upsert
 
 AUTHOR = "polar"
 
 
-def sources_of(workspace: Workspace, lake: Lake) -> list[str]:
+def sources_of(workspace: Workspace) -> list[str]:
     """The prompt sources of this configuration: what its stages read and replace."""
     if not workspace.config.is_recorded:
         return [workspace.pool.source]
-    rows = lake.query(
-        "select distinct source from counts where stage = 'ingest' order by 1"
-    ).to_pylist()
-    return [row["source"] for row in rows]
+    return json.loads(workspace.sources_file.read_text(encoding="utf-8"))
 
 
 def fresh_work(workspace: Workspace, name: str) -> Path:
@@ -155,6 +153,8 @@ def recorded(
                 replace_counts(found.counts, "ingest", sources),
             ],
         )
+    workspace.work_dir.mkdir(parents=True, exist_ok=True)
+    workspace.sources_file.write_text(json.dumps(sources), encoding="utf-8")
     for name in stages(recorded=True)["recorded"].outputs:
         table: pa.Table = getattr(found, name)
         metadata: dict[str, Any] = {
@@ -185,7 +185,7 @@ def duplicates(
     work = fresh_work(workspace, "duplicates")
     texts = work / "texts.parquet"
     with workspace.lake() as lake:
-        sources = sources_of(workspace, lake)
+        sources = sources_of(workspace)
         lake.copy(
             "select t.trajectory_id, t.prompt_id, p.source, t.text from trajectories t "
             f"join prompts p using (prompt_id) where p.source in ({sources_sql(sources)}) "
@@ -195,7 +195,7 @@ def duplicates(
         result = dedup(
             [texts], workspace.config.dedup, work, progress=progress_of(context, workspace)
         )
-        shutil.copyfile(result.signatures, signatures_file(workspace))
+        shutil.copyfile(result.signatures, workspace.signatures_file)
         snapshot = lake.publish(
             AUTHOR,
             f"duplicates: {result.duplicates.num_rows:,} members of clusters",
@@ -229,12 +229,6 @@ def duplicates(
     )
 
 
-def signatures_file(workspace: Workspace) -> Path:
-    """Where the MinHash signatures of this configuration's answers are kept for `pairs`."""
-    workspace.work_dir.mkdir(parents=True, exist_ok=True)
-    return workspace.work_dir / "signatures.parquet"
-
-
 @dg.asset(
     **asset_kwargs("pairs"),
     pool="corpus",
@@ -250,8 +244,8 @@ def pairs(
 
     work = fresh_work(workspace, "pairs")
     with workspace.lake() as lake:
-        sources = sources_of(workspace, lake)
-        lake.copy(input_sql(sources, signatures_file(workspace)), work / "answers.parquet")
+        sources = sources_of(workspace)
+        lake.copy(input_sql(sources, workspace.signatures_file), work / "answers.parquet")
         result = make_pairs(
             work / "answers.parquet",
             workspace.config.pairs,
@@ -355,7 +349,7 @@ def groups(
 
     work = fresh_work(workspace, "groups")
     with workspace.lake() as lake:
-        sources = sources_of(workspace, lake)
+        sources = sources_of(workspace)
         lake.copy(input_sql(sources), work / "answers.parquet")
         before = lake.snapshot()
         found, counts = make_groups(
@@ -411,7 +405,7 @@ def find_similar(workspace: Workspace, text: str, top: int) -> list[dict[str, An
                 f"join policies y using (policy_id) where t.trajectory_id in ({named})"
             )
 
-        found = similar(text, signatures_file(workspace), top=top, texts=looked_up)
+        found = similar(text, workspace.signatures_file, top=top, texts=looked_up)
         rows = {r["trajectory_id"]: r for r in looked_up(found["trajectory_id"]).to_pylist()}
     return [
         {**row, "trajectory_id": str(key), **{n: rows[key][n] for n in ("policy", "text")}}

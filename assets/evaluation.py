@@ -132,7 +132,7 @@ def report_context(workspace: Workspace) -> ReportContext:
         balance = lake.query(
             "select split, label, sum(rows)::bigint as rows from counts "
             f"where stage = 'pairs' and what = 'out' and source in "
-            f"({sources_sql(sources_of(workspace, lake))}) group by all order by all"
+            f"({sources_sql(sources_of(workspace))}) group by all order by all"
         ).to_pylist()
     data = " --data FOLDER" if workspace.config.is_recorded else ""
     return ReportContext(

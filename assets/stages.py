@@ -114,6 +114,7 @@ _RECORDED = (
         group="corpus",
         code=("pipelines.engines.recorded",),
         settings=lambda w: {"data": recorded_fingerprint(w), "settings": w.config.split},
+        files=lambda w: [w.home / CATALOG, w.sources_file],
         outputs=("policies", "prompts", "trajectories", "preferences"),
     ),
 )
@@ -125,6 +126,7 @@ _COMMON = (
         upstream=("trajectories",),
         code=("pipelines.dedup",),
         settings=_section("dedup"),
+        files=lambda w: [w.home / CATALOG, w.signatures_file],
     ),
     Stage(
         name="pairs",

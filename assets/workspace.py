@@ -145,8 +145,18 @@ class Workspace:
 
     @property
     def work_dir(self) -> Path:
-        """Files between stages; safe to delete while nothing runs."""
+        """Files between stages. What is deleted there is made again."""
         return self.home / "staging" / self.config.name
+
+    @property
+    def signatures_file(self) -> Path:
+        """MinHash signatures of this configuration's answers, for `pairs` and `polar similar`."""
+        return self.work_dir / "signatures.parquet"
+
+    @property
+    def sources_file(self) -> Path:
+        """The names of the sources that were found in recorded data."""
+        return self.work_dir / "sources.json"
 
     def groups_file(self, wrapper: str, split: str) -> Path:
         """The groups file of one wrapper (pretrain, sft) and split (train, eval)."""
