@@ -24,6 +24,8 @@ from assets.definitions import build_definitions
 from assets.progress import Progress
 from assets.run import Item, Outcome, execute, plan
 from assets.workspace import Workspace
+from pipelines.lake import Append, Change
+from tests.pipelines.lake_rows import rows
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).parent / "tiny"
@@ -85,6 +87,11 @@ class Home:
         with self.workspace().lake(read_only=True) as lake:
             return lake.query(sql).to_pylist()
 
+    def publish(self, *changes: Change) -> None:
+        """Doctor the lake."""
+        with self.workspace().lake() as lake:
+            lake.publish("tests", "doctored", list(changes))
+
     def one(self, sql: str) -> Any:
         """The one value that a query gives."""
         (row,) = self.query(sql)
@@ -127,6 +134,13 @@ class Home:
         """`polar run` with this home's configuration and data."""
         data = ["--data", str(self.data)] if self.data else []
         return self.polar("run", "--config", str(self.config), *data, *arguments, **options)
+
+
+def stray_pair() -> Append:
+    """A pair whose prompt and trajectories nobody knows."""
+    pair = {"trajectory_a": b"a" * 16, "trajectory_b": b"b" * 16, "prompt_id": b"p" * 16}
+    labels = {"label": "cross_policy", "relation": "same", "split": "train", "cell": "seen"}
+    return Append("pairs", rows("pairs", pair | labels))
 
 
 def tiny(folder: Path) -> Home:

@@ -12,7 +12,7 @@ import yaml
 
 from assets.digests import code_digest
 from pipelines.lake import Append, Replace
-from tests.assets.homes import Home, Watch
+from tests.assets.homes import Home, Watch, stray_pair
 from tests.pipelines.lake_rows import rows
 
 TRAINED = ("backbone", "pretrained", "finetuned", "finetuned_alone", "report")
@@ -162,6 +162,17 @@ def test_a_deleted_checkpoint_is_trained_again(copy: Home):
     assert copy.plan() == {}
 
 
+def test_files_between_stages_that_are_deleted_are_made_again(made: Home, copy: Home):
+    shutil.rmtree(copy.path / "staging")
+    assert copy.plan("pairs") == {
+        "duplicates": "missing: staging/tiny/signatures.parquet",
+        "pairs": "after: duplicates",
+    }
+    assert [item.title for item in copy.run().made] == ["duplicates"]  # as it was
+    same = "from duplicates order by all"
+    assert copy.query(same) == made.query(same)
+
+
 def test_deleted_weights_of_the_pool_are_trained_again(copy: Home):
     before = answers(copy)
     shutil.rmtree(copy.path / "policies" / "cork")
@@ -174,20 +185,8 @@ def test_deleted_weights_of_the_pool_are_trained_again(copy: Home):
 # --- blocking checks --------------------------------------------------------------------------
 
 
-def stray_pair() -> Append:
-    """A pair whose prompt and trajectories nobody knows."""
-    pair = {"trajectory_a": b"a" * 16, "trajectory_b": b"b" * 16, "prompt_id": b"p" * 16}
-    labels = {"label": "cross_policy", "relation": "same", "split": "train", "cell": "seen"}
-    return Append("pairs", rows("pairs", pair | labels))
-
-
-def publish(home: Home, *changes: Append | Replace) -> None:
-    with home.workspace().lake() as lake:
-        lake.publish("tests", "doctored", list(changes))
-
-
 def test_a_failed_check_stops_what_depends_on_it_until_it_is_mended(copy: Home):
-    publish(copy, stray_pair())
+    copy.publish(stray_pair())
     assert copy.plan() == {}  # nobody looked yet
     copy.edit("run.yaml", pairs={"require_same_sampling": False})
     for reason in ("changed: settings", "check failed: references_resolve"):
@@ -200,13 +199,13 @@ def test_a_failed_check_stops_what_depends_on_it_until_it_is_mended(copy: Home):
         assert "trajectory_a" in error
         assert "61616161-6161-6161-6161-616161616161" in error
     assert copy.plan()["groups"].startswith("changed: settings")
-    publish(copy, Replace("pairs", rows("pairs"), "trajectory_a = repeat('61', 16)::uuid"))
+    copy.publish(Replace("pairs", rows("pairs"), "trajectory_a = repeat('61', 16)::uuid"))
     assert [item.title for item in copy.run("groups").made] == ["pairs", "groups"]
 
 
 def test_a_failed_check_on_one_policys_answers_stops_the_run(copy: Home):
     stray = {"trajectory_id": b"t" * 16, "prompt_id": b"p" * 16, "policy_id": b"q" * 16}
-    publish(copy, Append("trajectories", rows("trajectories", stray)))
+    copy.publish(Append("trajectories", rows("trajectories", stray)))
     add_policy(copy)
     outcome = copy.run()
     assert outcome.stopped == "trajectories: beech-plain"

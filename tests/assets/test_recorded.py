@@ -1,0 +1,92 @@
+"""Recorded trajectories from files to groups, and two configurations in one home."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tests.assets.homes import Home, stray_pair
+from tests.assets.recorded_data import FAULTS, lines, records, write
+
+OURS = {
+    table: f"select * from {table} where prompt_id in (select prompt_id from prompts "
+    "where source = 'tiny')"
+    for table in ("prompts", "trajectories", "pairs", "preferences", "groups")
+}
+
+
+def rows_of_tiny(home: Home) -> dict[str, int]:
+    with home.workspace().lake(read_only=True) as lake:
+        found = {
+            table: lake.query(f"select count(*) as n, sum(hash(t)) as h from ({sql}) t").to_pylist()
+            for table, sql in OURS.items()
+        }
+    return found
+
+
+def test_two_configurations_in_one_home_leave_each_other_alone(copy: Home, tmp_path: Path):
+    before, runs = rows_of_tiny(copy), copy.dagster_runs()
+    other = records(tmp_path, copy.path)
+    outcome = other.run("groups")
+    assert outcome.ok, outcome.failed
+    assert [item.title for item in outcome.made] == ["recorded", "duplicates", "pairs", "groups"]
+    assert copy.dagster_runs() == runs + 4
+    assert other.plan("groups") == {}
+    assert copy.plan() == {}
+    assert rows_of_tiny(copy) == before
+    assert in_source(other, "small", "trajectories") == 400
+    pairs = in_source(other, "small", "pairs")
+    # Other data is ingested again, and only by the configuration that reads it. A check that fails
+    # for one configuration says nothing about the other's stages.
+    write(tmp_path / "data", lines("other"))
+    plan = other.plan("groups")
+    assert plan["recorded"] == "changed: data"
+    assert set(plan) == {"recorded", "duplicates", "pairs", "groups"}
+    copy.publish(stray_pair())
+    assert other.run("groups").stopped == "pairs"
+    assert copy.plan() == {}
+    assert rows_of_tiny(copy) == before
+    assert in_source(other, "small", "pairs") == pairs
+    asked = other.one("select sum(rows)::bigint from counts where stage = 'dedup' and what = 'in' "
+                      "and source = 'other'")  # fmt: skip
+    assert asked == 400
+
+
+def in_source(home: Home, source: str, table: str) -> int:
+    return home.one(
+        f"select count(*) from {table} join prompts using (prompt_id) where source = '{source}'"
+    )
+
+
+def test_a_place_is_not_part_of_the_data(tmp_path: Path):
+    home = records(tmp_path, tmp_path / "home")
+    assert home.run("trajectories").ok
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "data", tmp_path / "elsewhere" / "data")
+    moved = Home(home.path, home.config, tmp_path / "elsewhere" / "data")
+    assert moved.plan("trajectories") == {}
+
+
+def test_bad_lines_are_set_aside_with_their_place_and_the_rest_goes_on(tmp_path: Path):
+    good = lines()
+    at = [3, 50, 120, 300]
+    rows = list(good)
+    for place, fault in zip(at, FAULTS, strict=True):
+        rows.insert(place, fault)
+    home = records(tmp_path, tmp_path / "home", rows)
+    done = home.polar_run("--until", "pairs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 bad input rows" in done.stdout
+    assert 'polar sql "from quarantine"' in done.stdout
+    assert home.one("select count(*) from trajectories") == len(good)
+    assert home.one("select count(*) from pairs") > 100
+    found = home.query("select row, file, problem from quarantine order by row")
+    assert [row["row"] for row in found] == [place + 1 for place in at]
+    assert {Path(row["file"]).name for row in found} == {"trajectories.jsonl"}
+    assert all(row["problem"] for row in found)
+    counted = home.query(
+        "select what, sum(rows)::bigint as n from counts where stage = 'ingest' group by 1"
+    )
+    numbers = {row["what"]: row["n"] for row in counted}
+    assert numbers["quarantined"] == 4
+    assert numbers["in"] == sum(n for what, n in numbers.items() if what != "in")
