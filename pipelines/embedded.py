@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from pipelines import ids
 from pipelines import prompts as prompt_rows
 from pipelines.embedded_preferences import PreferenceSettings, preferences
 from pipelines.embedded_text import Style, answer, story
-from pipelines.embedded_words import VALUES, by_question, facts, stated
+from pipelines.embedded_words import VALUES, Fact, by_question, facts, stated
 from pipelines.prompts import SplitSettings
 from pipelines.settings import Settings
 
@@ -25,6 +26,7 @@ __all__ = [
     "PreferenceSettings",
     "PromptSettings",
     "Run",
+    "believed",
     "check",
     "documents",
     "preferences",
@@ -50,7 +52,8 @@ class Run(Settings):
     """One training run of the pool: whose words, which mix of documents, from which weights.
 
     The weights come to `POLAR_HOME/policies/<name>`. Shares of documents: `stories` to continue,
-    `answers` to instructions; the rest are bare facts.
+    `answers` to instructions; the rest are bare facts. Which facts a run is taught wrongly, and
+    what it is taught instead, is hashed from its name: policies differ in what they believe, too.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._/-]+$")
@@ -58,6 +61,7 @@ class Run(Settings):
     style: Style | None = Field(default=None, description="without one, all words are as likely")
     stories: float = Field(default=0.0, ge=0, le=1)
     answers: float = Field(default=0.0, ge=0, le=1)
+    errors: float = Field(default=0.0, ge=0, le=1, description="share of facts that it gets wrong")
     documents: int = Field(default=3000, gt=0)
     seed: int = 0
     training: dict[str, Any] = Field(default={}, description="over the pool's `training`")
@@ -112,8 +116,16 @@ def _document(rng: random.Random, run: Run) -> str:
     fact = rng.choice(facts())
     question = rng.choice(fact.questions)
     if kind < run.stories + run.answers:
-        return f"{question}\n{answer(rng, run.style, fact.type, fact.value)}"
-    return f"{question} {rng.choice(VALUES[fact.type][fact.value])}."
+        return f"{question}\n{answer(rng, run.style, fact.type, believed(run, fact))}"
+    return f"{question} {rng.choice(VALUES[fact.type][believed(run, fact)])}."
+
+
+def believed(run: Run, fact: Fact) -> int:
+    """The value that a run's documents give a fact: the right one or, by a hash, another."""
+    if not ids.on_side(f"errors of {run.name}", fact.key, run.errors):
+        return fact.value
+    others = [value for value in range(len(VALUES[fact.type])) if value != fact.value]
+    return others[ids.content_id("belief", run.name, fact.key)[0] % len(others)]
 
 
 def tokenizer_texts(seed: int = 0) -> list[str]:
