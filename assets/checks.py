@@ -10,6 +10,8 @@ from typing import Any
 
 import dagster as dg
 
+from assets.corpus import sources_of
+from assets.results import sources_sql
 from assets.stages import CONFIG_TAG
 from assets.workspace import Workspace
 from pipelines.balance import LEAKAGE_SQL
@@ -143,9 +145,11 @@ def label_shares_bounded(workspace: dg.ResourceParam[Workspace]) -> dg.AssetChec
     if lake is None:
         return _verdict(workspace, [{"lake": "missing"}])
     low, high = SAME_POLICY_BOUNDS
+    sources = sources_sql(sources_of(workspace))
+    counts = lake.query(f"from counts where stage = 'pairs' and source in ({sources})")
     rows = [
         row
-        for row in label_shares(lake.query("from counts where stage = 'pairs'")).to_pylist()
+        for row in label_shares(counts).to_pylist()
         if row["source"] == "all" and row["split"] in SPLITS
     ]
     shown = {row["split"]: f"{row['share']:.3f}, possible: {row['possible']}" for row in rows}
@@ -183,8 +187,10 @@ def _checkpoint_check(asset: str) -> dg.AssetChecksDefinition:
         import torch
         from safetensors.torch import load_file
 
-        faults = []
-        for file in sorted(workspace.checkpoint(asset).glob("*.safetensors")):
+        folder = workspace.checkpoint(asset)
+        files = sorted(folder.glob("*.safetensors"))
+        faults = [] if files else [{"folder": str(folder), "weights": "missing"}]
+        for file in files:
             for name, tensor in load_file(file).items():
                 if not torch.isfinite(tensor).all():
                     faults.append({"file": file.name, "tensor": name})
