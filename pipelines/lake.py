@@ -161,9 +161,12 @@ class Lake:
             else:
                 source = _files(change.data)
             statements += _statements(change, source)
-        with _turn(self.home, self._patience), _named(self._con, rows):
-            self._commit(author, message, statements)
-            return self.snapshot()
+        try:
+            with _turn(self.home, self._patience), _named(self._con, rows):
+                self._commit(author, message, statements)
+                return self.snapshot()
+        except duckdb.Error as error:  # naming the rows asks the catalogue, too
+            raise fault(error, self.home, f"publish {message!r}") from error
 
     def query(
         self,
