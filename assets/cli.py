@@ -55,10 +55,17 @@ def run(
     from assets.workspace import Workspace
 
     workspace = Workspace.load(config, data)
+    workspace.require_inputs()
     os.environ["DAGSTER_HOME"] = str(PROJECT)
     if dry_run:
         dry_run_command(workspace, until, as_json=as_json)
-    elif not run_command(workspace, until, as_json=as_json):
+        return
+    try:
+        complete = run_command(workspace, until, as_json=as_json)
+    except KeyboardInterrupt:
+        errors.print("Stopped. The same command goes on from here.")
+        raise typer.Exit(130) from None
+    if not complete:
         raise typer.Exit(1)
 
 
@@ -72,6 +79,7 @@ def up(
     from assets.workspace import Workspace
 
     workspace = Workspace.load(config, data)
+    workspace.require_inputs()
     environment = os.environ | {
         "DAGSTER_HOME": str(PROJECT),
         "POLAR_HOME": str(workspace.home),
@@ -142,10 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         code: Any = app(arguments, standalone_mode=False)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        errors.print("Stopped. The same command goes on from here.")
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except (PolarError, TrainerError) as error:
         errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)

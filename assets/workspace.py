@@ -55,14 +55,23 @@ class Workspace:
                 f"{path} makes its own trajectories: --data belongs to a `recorded:` configuration"
             )
             raise ConfigError(msg)
-        workspace = cls(
+        return cls(
             home=(home or polar_home()).resolve(),
             config=settings,
             config_path=path.resolve(),
             data=given.resolve() if given else None,
         )
-        _ = workspace.embedded  # a pool file that does not hold is said before anything starts
-        return workspace
+
+    def require_inputs(self) -> None:
+        """Read the pool file, or look for the recorded data, before anything starts.
+
+        Raises:
+            ConfigError: the pool file does not hold, or the data is not there.
+        """
+        if self.config.is_recorded:
+            self.recorded_data()
+        else:
+            _ = self.embedded
 
     def lake(self, *, read_only: bool = False) -> Lake:
         """Open the lake of this home with the configuration's limits."""
