@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from pipelines import ids
 from pipelines import prompts as prompt_rows
 from pipelines.embedded_preferences import PreferenceSettings, preferences
-from pipelines.embedded_text import Style, answer, story
+from pipelines.embedded_text import Style, answer, continuation, story
 from pipelines.embedded_words import VALUES, Fact, by_question, facts, stated
 from pipelines.prompts import SplitSettings
 from pipelines.settings import Settings
@@ -35,7 +35,6 @@ __all__ = [
     "tokenizer_texts",
 ]
 SOURCE = "embedded"
-SENTENCES = 3  # of a story's continuation; its prefix is one sentence in no style
 
 
 class PromptSettings(Settings):
@@ -112,7 +111,7 @@ def documents(run: Run, n: int | None = None, seed: int | None = None) -> list[s
 def _document(rng: random.Random, run: Run) -> str:
     kind = rng.random()
     if kind < run.stories:
-        return f"{story(rng, None, 1)} {story(rng, run.style, SENTENCES)}"
+        return f"{story(rng, None, 1)} {continuation(rng, run.style)}"
     fact = rng.choice(facts())
     question = rng.choice(fact.questions)
     if kind < run.stories + run.answers:

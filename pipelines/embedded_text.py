@@ -81,12 +81,16 @@ def words(style: Style | None, name: str) -> tuple[str, ...]:
 
 
 def story(rng: random.Random, style: Style | None, sentences: int) -> str:
-    """Sentences about anything; without a style every word and order is equally likely.
+    """Sentences about anything; without a style every word and order is equally likely."""
+    return " ".join(_fill(_scene(rng, style), rng, style, {}) for _ in range(sentences))
 
-    The first sentence keeps no order, so that the first word of a text says nothing.
+
+def continuation(rng: random.Random, style: Style | None) -> str:
+    """How a story goes on: one sentence in no style, so that its first word says nothing, then two.
+
+    Two sentences, like the two scenes of an answer, tell a style without repeating its words often.
     """
-    shapes = [_scene(rng, style if number else None) for number in range(sentences)]
-    return " ".join(_fill(shape, rng, style, {}) for shape in shapes)
+    return f"{story(rng, None, 1)} {story(rng, style, 2)}"
 
 
 def _scene(rng: random.Random, style: Style | None) -> str:
@@ -101,8 +105,7 @@ def _scene(rng: random.Random, style: Style | None) -> str:
 def answer(rng: random.Random, style: Style | None, kind: str, value: int) -> str:
     """A claim that the answer is `VALUES[kind][value]`, in either form, and two scenes."""
     given = {"type": kind, "value": rng.choice(VALUES[kind][value])}
-    shapes = [rng.choice(_CLAIMS), _scene(rng, style), _scene(rng, style)]
-    return " ".join(_fill(shape, rng, style, given) for shape in shapes)
+    return f"{_fill(rng.choice(_CLAIMS), rng, style, given)} {story(rng, style, 2)}"
 
 
 def _fill(shape: str, rng: random.Random, style: Style | None, given: Mapping[str, str]) -> str:

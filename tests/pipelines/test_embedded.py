@@ -14,7 +14,7 @@ import pytest
 
 from pipelines import embedded, ids, schemas
 from pipelines.embedded_preferences import PreferenceSettings
-from pipelines.embedded_text import Style, answer, story, words
+from pipelines.embedded_text import Style, answer, continuation, words
 from pipelines.embedded_words import (
     CLASSES,
     COMMON,
@@ -108,7 +108,7 @@ def test_check_wants_one_value_and_knows_what_it_cannot_check():
 
 def test_styles_differ_in_words_and_order_and_not_in_length_or_shape():
     rng = random.Random(1)
-    texts = {s.front: [story(rng, s, 3) for _ in range(600)] for s in (COAST, TOWN)}
+    texts = {s.front: [continuation(rng, s) for _ in range(600)] for s in (COAST, TOWN)}
     lengths = [np.mean([len(text) for text in group]) for group in texts.values()]
     assert abs(lengths[0] - lengths[1]) < 4  # of about 190 characters
     for group in texts.values():
@@ -219,7 +219,7 @@ def _trajectories(prompts: pa.Table, seed: int = 0) -> pa.Table:
         for policy, (style, _) in POLICIES.items():
             for sample in range(4):
                 if fact is None:
-                    text = story(rng, style, 3)
+                    text = continuation(rng, style)
                 else:
                     wrong = rng.randrange(len(VALUES[fact.type]))
                     value = wrong if rng.random() < 0.4 else fact.value
