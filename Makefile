@@ -24,10 +24,10 @@ up: $(STAMP) ## The Dagster UI on the same home.
 	@$(POLAR) up
 
 test: $(STAMP) ## The default test suite, on two cores.
-	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup
 
 test-slow: $(STAMP) ## The slow suite: whole runs, kills, browsers.
-	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow -n 2 --dist loadgroup
 
 lint: $(STAMP) ## Style and types.
 	@.venv/bin/ruff check .

@@ -328,13 +328,13 @@ def failed_checks(
     from assets.checks import check_keys
 
     made = last_made(workspace, instance, stage, partition)
-    return [
+    return sorted(
         key.name
         for key in check_keys()
         if made is not None
         and key.asset_key.to_user_string() in stage.assets
         and not _passed(workspace, instance, key, made)
-    ]
+    )
 
 
 def _passed(

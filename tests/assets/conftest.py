@@ -12,6 +12,13 @@ from tests.assets.homes import TINY, Home, tiny
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the made home stay in one worker, so that it is made once."""
+    for item in items:
+        if {"made", "copy"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("house"))
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """The tiny home after a complete run. Read it, never write to it."""
