@@ -43,7 +43,7 @@ class Style(Settings):
     manners: str
     front: str = Field(description="what opens a sentence")
     drift: float = Field(default=0.2, ge=0, le=1, description="share of sentences in any order")
-    overlap: float = Field(default=0.2, ge=0, le=1)
+    overlap: float = Field(default=0.3, ge=0, le=1)
 
     @field_validator("front")
     @classmethod
