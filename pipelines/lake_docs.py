@@ -5,6 +5,7 @@ A test holds the page and the code together. What the tables mean is said in `sc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.ddl import sql_type
@@ -127,7 +128,7 @@ def _view(view: View) -> str:
     return f"\n### {view.name}\n\n{view.meaning}\n\n" + _rows(("column", "meaning"), rows)
 
 
-def _rows(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _rows(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
