@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     from trainer.errors import TrainerError
 
     try:
-        code: Any = app(arguments, standalone_mode=False)
+        code: Any = app(arguments, prog_name="polar", standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except (PolarError, TrainerError) as error:

@@ -192,7 +192,7 @@ def _errors(result: dg.ExecuteInProcessResult) -> Iterator[str]:
             kind = info.cls_name or ""
             if kind == "DagsterAssetCheckFailedError":
                 continue
-            if kind == "DagsterExecutionInterruptedError":
+            if kind in ("DagsterExecutionInterruptedError", "KeyboardInterrupt"):
                 raise KeyboardInterrupt
             if _is_user_fault(kind):
                 yield info.message.split(": ", 1)[-1].strip()
