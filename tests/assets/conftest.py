@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.assets.homes import TINY, Home, tiny
+from assets import cli
+from tests.assets.homes import ROOT, TINY, Home, tiny
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -38,3 +39,21 @@ def copy(made: Home, tmp_path: Path) -> Home:
 def fresh(tmp_path: Path) -> Home:
     """An empty home with the tiny configuration, free to change."""
     return tiny(tmp_path)
+
+
+@pytest.fixture
+def polar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Runs `polar` in this process on an empty home; gives exit code, output and errors."""
+    monkeypatch.setenv("POLAR_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_HOME", str(ROOT))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str, home: Path | None = None) -> tuple[int, str, str]:
+        if home:
+            monkeypatch.setenv("POLAR_HOME", str(home))
+        with pytest.raises(SystemExit) as end:
+            cli.main(list(arguments))
+        said = capsys.readouterr()
+        return int(end.value.code or 0), said.out, said.err
+
+    return call

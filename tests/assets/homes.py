@@ -148,3 +148,13 @@ def tiny(folder: Path) -> Home:
     for file in TINY.glob("*.yaml"):
         shutil.copy(file, folder / file.name)
     return Home(folder / "home", folder / "run.yaml")
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    """The command ended with 2 and one message that holds the words; no traceback."""
+    code, out, err = result
+    assert code == 2, (out, err)
+    assert err.startswith("error: ")
+    assert "Traceback" not in err + out
+    for word in words:
+        assert word in err, (word, err)

@@ -12,38 +12,9 @@ from typing import Any
 
 import pytest
 
-from assets import cli
 from pipelines.lake import Lake
-from tests.assets.homes import ENV, ROOT, TINY, Home
+from tests.assets.homes import ENV, ROOT, TINY, Home, refused
 from tests.assets.recorded_data import records
-
-
-@pytest.fixture
-def polar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Runs `polar` in this process on an empty home; gives exit code, output and errors."""
-    monkeypatch.setenv("POLAR_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("DAGSTER_HOME", str(ROOT))
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: str, home: Path | None = None) -> tuple[int, str, str]:
-        if home:
-            monkeypatch.setenv("POLAR_HOME", str(home))
-        with pytest.raises(SystemExit) as end:
-            cli.main(list(arguments))
-        said = capsys.readouterr()
-        return int(end.value.code or 0), said.out, said.err
-
-    return call
-
-
-def refused(result: tuple[int, str, str], *words: str) -> None:
-    """The command ended with 2 and one message that holds the words; no traceback."""
-    code, out, err = result
-    assert code == 2, (out, err)
-    assert err.startswith("error: ")
-    assert "Traceback" not in err + out
-    for word in words:
-        assert word in err, (word, err)
 
 
 def test_an_unknown_key_is_answered_with_the_nearest(polar, fresh: Home):
