@@ -8,7 +8,8 @@ from assets import plots
 from assets.results import made, progress_of, table_link
 from assets.stages import asset_kwargs
 from assets.workspace import Workspace
-from pipelines.lake import Replace, Upsert
+from pipelines.lake import Change, Replace, Upsert
+from pipelines.schemas import TRAJECTORIES
 
 
 @dg.asset(
@@ -84,12 +85,21 @@ def prompts(
     table = embedded.prompts(
         workspace.config.prompts, workspace.config.split, workspace.pool.source
     )
+    source = workspace.pool.source
     with workspace.lake() as lake:
-        snapshot = lake.publish(
-            "polar",
-            f"prompts: {table.num_rows:,}",
-            [Replace("prompts", table, f"source = '{workspace.pool.source}'")],
-        )
+        before = lake.query("select prompt_id, text from prompts where source = ?", [source])
+        asked = dict(zip(*(table[name].to_pylist() for name in ("prompt_id", "text")), strict=True))
+        gone = [
+            row["prompt_id"]
+            for row in before.to_pylist()
+            if asked.get(row["prompt_id"]) != row["text"]
+        ]
+        changes: list[Change] = [Replace("prompts", table, f"source = '{source}'")]
+        if gone:  # what answers them is of no prompt any more; earlier snapshots keep it
+            inside = ", ".join(f"'{key}'" for key in gone)
+            answers = TRAJECTORIES.schema.empty_table()
+            changes.append(Replace("trajectories", answers, f"prompt_id in ({inside})"))
+        snapshot = lake.publish("polar", f"prompts: {table.num_rows:,}", changes)
     kinds: dict[str, int] = {}
     for kind, side in zip(table["kind"].to_pylist(), table["split"].to_pylist(), strict=True):
         kinds[f"{kind}, {side}"] = kinds.get(f"{kind}, {side}", 0) + 1
@@ -98,6 +108,7 @@ def prompts(
         workspace,
         {
             "dagster/row_count": table.num_rows,
+            "gone": len(gone),
             "kinds": plots.bars("prompts by kind and side", kinds),
             "snapshot": snapshot,
             **table_link("prompts"),
