@@ -104,13 +104,13 @@ def started(home: Home) -> Iterator[subprocess.Popen[str]]:
 def stop_when(home: Home, ready: Callable[[], bool], number: int) -> None:
     """Start a run and send it a signal in the middle of something."""
     with started(home) as process:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 400
         while not ready():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, "it never came to that point"
             time.sleep(0.02)
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
     if number == signal.SIGINT:
         assert process.returncode == 130, out + err
         assert "goes on from here" in err
@@ -120,6 +120,7 @@ def stop_when(home: Home, ready: Callable[[], bool], number: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
 def test_a_run_that_is_stopped_twice_ends_like_one_that_is_not(
     made: Home, fresh: Home, number: int
