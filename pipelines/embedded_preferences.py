@@ -2,8 +2,9 @@
 
 Chosen and rejected name their values in one form and are about equally long, and of any two
 policies each is preferred to the other equally often, so that neither length nor style tells them
-apart. The reference is of another policy group and names the right value in its other form, so that
-its words do not tell either.
+apart. The reference is of another policy group. Where judgements are evaluated it names the right
+value in its other form, so that its words do not tell either; where they are trained on it may name
+it in any, for the equal word is what a model finds first and the equal meaning what it goes on to.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ class PreferenceSettings(Settings):
 
     length_tolerance: float = Field(
         default=0.08, ge=0, le=1, description="difference of lengths, as a share of the longer"
+    )
+    train_any_form: bool = Field(
+        default=True, description="whether references on the train side may share the chosen's form"
     )
     per_answer: int = Field(default=3, ge=1, description="judgements an answer may win or lose")
     seed: int = 0
@@ -89,7 +93,13 @@ def preferences(
     found = [
         judgement
         for (prompt, side), given in sorted(answers.items())
-        for judgement in _judge(prompt, given, asked[prompt][1].value, settings)
+        for judgement in _judge(
+            prompt,
+            given,
+            asked[prompt][1].value,
+            settings,
+            any_form=settings.train_any_form and asked[prompt][0]["split"] == side == "train",
+        )
     ]
     rows = []
     for prompt, *three in _balanced(found, lambda j: asked[j.prompt][0]["split"]):
@@ -123,7 +133,12 @@ def preferences(
 
 
 def _judge(
-    prompt: bytes, answers: list[_Answer], right: int, settings: PreferenceSettings
+    prompt: bytes,
+    answers: list[_Answer],
+    right: int,
+    settings: PreferenceSettings,
+    *,
+    any_form: bool,
 ) -> Iterator[_Judgement]:
     """The judgements of one prompt, in an order that only ids decide."""
 
@@ -138,7 +153,8 @@ def _judge(
         references = [
             answer
             for answer in good
-            if answer.form != chosen.form and answer.group not in (chosen.group, rejected.group)
+            if answer.group not in (chosen.group, rejected.group)
+            and (any_form or answer.form != chosen.form)
         ]
         if (
             references

@@ -250,7 +250,7 @@ def test_preferences_are_right_against_wrong_alike_in_all_else(prompts, trajecto
     key = ids.storage(trajectories["trajectory_id"]).to_pylist()
     answers = dict(zip(key, trajectories.select(columns).to_pylist(), strict=True))
     prompt = {row["prompt_id"]: row for row in prompts.to_pylist()}
-    longer, over = 0, Counter()
+    longer, over, alike = 0, Counter(), Counter()
     for row in table.to_pylist():
         three = [answers[row[name].bytes] for name in ("reference", "chosen", "rejected")]
         assert {answer["policy_split"] for answer in three} == {"train"}  # "d" has no third
@@ -264,13 +264,18 @@ def test_preferences_are_right_against_wrong_alike_in_all_else(prompts, trajecto
         assert embedded.check(question, rejected) is False
         (_, form), *_ = stated(kind, chosen)
         assert {f for _, f in stated(kind, rejected)} == {form}
-        assert {f for _, f in stated(kind, reference)} == {1 - form}
+        same = {f for _, f in stated(kind, reference)} == {form}
+        alike[side] += same
         lengths = sorted((len(chosen), len(rejected)))
         assert lengths[0] >= 0.92 * lengths[1]
         longer += len(chosen) > len(rejected)
         over[side, *groups[1:]] += 1
         assert row["split"] == ("train" if side == "train" else "eval")
     assert 0.4 < longer / len(table) < 0.6
+    assert (
+        alike["train"] > 0
+    )  # the reference may say it in the chosen's word where it is trained on
+    assert alike["test"] == 0  # and never where it is evaluated
     assert all(over[side, one, other] == over[side, other, one] for side, one, other in over)
 
 
@@ -285,6 +290,19 @@ def test_an_answer_is_judged_no_more_often_than_asked(prompts, trajectories):
     table = embedded.preferences(trajectories, prompts, settings)
     for side in ("chosen", "rejected"):
         assert len(pc.unique(ids.storage(table[side]))) == len(table)
+
+
+def test_training_references_can_be_held_to_the_other_form_too(prompts, trajectories):
+    table = embedded.preferences(trajectories, prompts, PreferenceSettings(train_any_form=False))
+    key = ids.storage(trajectories["trajectory_id"]).to_pylist()
+    text = dict(zip(key, trajectories["text"].to_pylist(), strict=True))
+    kinds = {row["prompt_id"]: row["category"] for row in prompts.to_pylist()}
+    for row in table.to_pylist():
+        forms = [
+            {form for _, form in stated(kinds[row["prompt_id"]], text[row[name].bytes])}
+            for name in ("reference", "chosen")
+        ]
+        assert forms[0].isdisjoint(forms[1])
 
 
 def test_values_are_read_as_words_not_as_parts_of_words():
