@@ -16,6 +16,9 @@ from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 
 PROJECT = Path(__file__).resolve().parents[1]
+# With telemetry off the web server still makes empty folders for it where dagster.yaml lies, unless
+# this says no: it opens the storage before it makes them.
+os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 
 
 def polar_home() -> Path:
