@@ -1,4 +1,4 @@
-"""The trainer's own command line: `python -m trainer pretrain|finetune|evaluate|score`.
+"""The trainer's own command line: `python -m trainer pretrain|finetune|evaluate|score|...`.
 
 It reads and writes files only; the commands with the same names under `polar` call the same
 functions.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -116,6 +116,36 @@ def evaluate(
         typer.echo(json.dumps(row) if as_json else _row(row))
     for note in notes_of(rows):
         typer.echo(note, err=True)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="InternLM2ForRewardModel folder, or a Llama-layout checkpoint")
+    ],
+    out: Annotated[Path, typer.Argument(help="folder to make")],
+    like: Annotated[
+        Path | None,
+        typer.Option(help="on the way back: official folder to take code and tokenizer from"),
+    ] = None,
+    wrapper: Annotated[
+        str, typer.Option(help="on the way in: sft, or pretrain for a -Base checkpoint")
+    ] = "sft",
+) -> None:
+    """Official POLAR weights into a plain checkpoint, or a plain checkpoint back."""
+    from trainer.convert import convert as convert_folder
+
+    if wrapper not in ("pretrain", "sft"):
+        msg = f"--wrapper {wrapper!r}: give sft, or pretrain for a -Base checkpoint"
+        raise TrainerError(msg)
+    made = convert_folder(
+        source,
+        out,
+        like=like,
+        wrapper=cast('Literal["pretrain", "sft"]', wrapper),
+        progress=_progress,
+    )
+    typer.echo(f"{out}: {made}")
 
 
 def _row(row: dict[str, Any]) -> str:
