@@ -28,6 +28,10 @@ Out = Annotated[Path, typer.Option("--out", help="folder for the checkpoint; res
 Config = Annotated[
     Path | None, typer.Option("--config", help="YAML with any of TrainSettings' values")
 ]
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", help="published settings by name (see `recipes`), under --config"),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="one setting as name=value, e.g. --set lr=3e-4; may be repeated"),
@@ -36,18 +40,28 @@ Set = Annotated[
 
 @app.command()
 def pretrain(
-    groups: Groups, start: Start, out: Out, config: Config = None, set_: Set = None
+    groups: Groups,
+    start: Start,
+    out: Out,
+    config: Config = None,
+    set_: Set = None,
+    recipe: Recipe = None,
 ) -> None:
     """Train on policy discrimination; scores use the wrapper `pretrain` unless told otherwise."""
-    _train("pretrain", groups, start, out, config, set_)
+    _train("pretrain", groups, start, out, config, set_, recipe)
 
 
 @app.command()
 def finetune(
-    groups: Groups, start: Start, out: Out, config: Config = None, set_: Set = None
+    groups: Groups,
+    start: Start,
+    out: Out,
+    config: Config = None,
+    set_: Set = None,
+    recipe: Recipe = None,
 ) -> None:
     """Train on ranked answers; scores use the wrapper `sft` unless told otherwise."""
-    _train("finetune", groups, start, out, config, set_)
+    _train("finetune", groups, start, out, config, set_, recipe)
 
 
 def _train(
@@ -57,13 +71,13 @@ def _train(
     out: Path,
     config: Path | None,
     values: list[str] | None,
+    recipe: str | None,
 ) -> None:
     from trainer.loop import train
     from trainer.settings import read_settings
 
-    summary = train(
-        groups, start, out, read_settings(config, values or []), stage=stage, progress=_progress
-    )
+    settings = read_settings(config, values or [], recipe)
+    summary = train(groups, start, out, settings, stage=stage, progress=_progress)
     loss, accuracy = summary["loss"], summary["accuracy"]
     typer.echo(
         f"{out}: {summary['steps']} steps, {summary['pairs']} pairs, "
@@ -116,6 +130,31 @@ def evaluate(
         typer.echo(json.dumps(row) if as_json else _row(row))
     for note in notes_of(rows):
         typer.echo(note, err=True)
+
+
+@app.command()
+def recipes() -> None:
+    """List the published settings that --recipe takes."""
+    from trainer.recipes import RECIPES, names
+
+    for name, what in names().items():
+        typer.echo(f"{name:<24} {what}")
+    typer.echo(f"Each is a file of {RECIPES}, with a source beside every value.")
+
+
+@app.command()
+def law(
+    parameters: Annotated[float, typer.Option(help="of the model, for example 1.8e9")],
+    pretrain_tokens: Annotated[float, typer.Option(help="the language model was trained on")],
+    reward_tokens: Annotated[float, typer.Option(help="of POLAR pre-training")],
+) -> None:
+    """The paper's learning rate and batch for pre-training, as YAML for --config."""
+    from trainer.recipes import law as law_of
+
+    rate = law_of(
+        parameters=parameters, pretrain_tokens=pretrain_tokens, reward_tokens=reward_tokens
+    )
+    typer.echo(f"lr: {rate.lr:.4e}\nbatch_groups: {max(1, round(rate.batch))}")
 
 
 @app.command()

@@ -73,7 +73,6 @@ def sentencepiece_model(*, dummy_prefix: bool = False) -> bytes:
     )
     proto = schema.ModelProto()
     proto.ParseFromString(out.getvalue())
-    kinds = schema.ModelProto.SentencePiece.Type
     for i in range(len(proto.pieces), VOCABULARY):
         unused = i - SEPARATOR_ID
         name = f"[UNUSED_TOKEN_{unused}]" if unused >= 0 else chr(0xF0000 + i)
