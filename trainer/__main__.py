@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0])
 
@@ -120,12 +123,18 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="an object a line")] = False,
 ) -> None:
     """Accuracy with intervals, and what rulers get beside it; with --out also as a report."""
-    from trainer.evaluate import notes_of
     from trainer.evaluate_files import evaluate_command
 
     rows = evaluate_command(
         checkpoints, groups, train_groups, out, suites=suite, progress=_progress
     )
+    print_evaluation(rows, as_json=as_json)
+
+
+def print_evaluation(rows: pa.Table, *, as_json: bool) -> None:
+    """Print the rows of an evaluation, a line each; its remarks go to standard error."""
+    from trainer.evaluate import notes_of
+
     for row in rows.to_pylist():
         typer.echo(json.dumps(row) if as_json else _row(row))
     for note in notes_of(rows):

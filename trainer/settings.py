@@ -6,7 +6,7 @@ Light to import: no torch here.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,9 +70,12 @@ class TrainSettings(BaseModel):
 
 
 def read_settings(
-    config: Path | None, words: Sequence[str] = (), recipe: str | None = None
+    config: Path | None,
+    words: Sequence[str] = (),
+    recipe: str | None = None,
+    base: Mapping[str, Any] | None = None,
 ) -> TrainSettings:
-    """Settings from a recipe, then from a YAML mapping, then from words like `lr=3e-4`.
+    """Settings from `base`, then a recipe, a YAML mapping, and words like `lr=3e-4`.
 
     What comes later wins. A dot reaches into a part: `lora.rank=8`.
 
@@ -80,7 +83,8 @@ def read_settings(
         TrainerError: the file cannot be read, a name is unknown or a value does not fit; one line
             a fault, unknown names with the nearest valid one.
     """
-    values = _mapping(recipe_file(recipe)) if recipe else {}
+    values = dict(base or {})
+    values |= _mapping(recipe_file(recipe)) if recipe else {}
     values |= _mapping(config) if config else {}
     for word in words:
         name, sign, value = word.partition("=")

@@ -18,6 +18,8 @@ OPTIONS = {
     "up": ["--config", "--data", "--port"],
     "sql": ["--format", "--snapshot", "--output"],
     "score": ["checkpoint", "--input", "--wrapper", "--json"],
+    "finetune": ["checkpoint", "--data", "--out", "--config", "--set", "--recipe", "--json"],
+    "evaluate": ["checkpoint", "--suite", "--data", "--out", "--json"],
     "similar": ["text", "--top", "--config", "--json"],
 }
 
