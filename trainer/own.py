@@ -106,7 +106,8 @@ def finetune_own(
 
     read_record(Path(checkpoint))
     groups = read_groups([data])
-    groups = groups.filter(pa.array([s == "train" for s in groups.column("split").to_pylist()]))
+    mine = [split == "train" for split in groups.column("split").to_pylist()]
+    groups = groups.filter(pa.array(mine, pa.bool_()))
     if not len(groups):
         msg = f"{data}: no rows of split 'train'; a row needs prompt, reference, chosen, rejected"
         raise BadGroupsError(msg)
