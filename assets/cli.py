@@ -131,6 +131,48 @@ def score(
 
 
 @app.command()
+def finetune(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a POLAR checkpoint.")],
+    data: Annotated[
+        Path,
+        typer.Option("--data", "-d", help="Ranked answers, JSONL or Parquet."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the new checkpoint.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Training settings (YAML).")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting: name=value; may be repeated.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Published settings by name.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
+) -> None:
+    """Fine-tune on your own ranked answers; ends with their scores before and after."""
+    from assets.own import finetune_command
+
+    finetune_command(checkpoint, data, out, config, set_ or [], recipe, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a POLAR checkpoint.")],
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Only this suite; may be repeated.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", "-d", help="Groups file or folder (default: the home's groups)."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for a report.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Accuracy on held-out groups with intervals, and what rulers get beside it."""
+    from assets.own import evaluate_command
+
+    evaluate_command(checkpoint, suite, data, out, as_json=as_json)
+
+
+@app.command()
 def similar(
     text: Annotated[str, typer.Argument(help="Text to look for.")],
     top: Annotated[int, typer.Option(help="At most this many answers.")] = 10,

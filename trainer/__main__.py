@@ -1,4 +1,4 @@
-"""The trainer's own command line: `python -m trainer pretrain|finetune|evaluate|score`.
+"""The trainer's own command line: `python -m trainer pretrain|finetune|evaluate|score|...`.
 
 It reads and writes files only; the commands with the same names under `polar` call the same
 functions.
@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0])
 
@@ -28,6 +31,10 @@ Out = Annotated[Path, typer.Option("--out", help="folder for the checkpoint; res
 Config = Annotated[
     Path | None, typer.Option("--config", help="YAML with any of TrainSettings' values")
 ]
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", help="published settings by name (see `recipes`), under --config"),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="one setting as name=value, e.g. --set lr=3e-4; may be repeated"),
@@ -36,18 +43,28 @@ Set = Annotated[
 
 @app.command()
 def pretrain(
-    groups: Groups, start: Start, out: Out, config: Config = None, set_: Set = None
+    groups: Groups,
+    start: Start,
+    out: Out,
+    config: Config = None,
+    set_: Set = None,
+    recipe: Recipe = None,
 ) -> None:
     """Train on policy discrimination; scores use the wrapper `pretrain` unless told otherwise."""
-    _train("pretrain", groups, start, out, config, set_)
+    _train("pretrain", groups, start, out, config, set_, recipe)
 
 
 @app.command()
 def finetune(
-    groups: Groups, start: Start, out: Out, config: Config = None, set_: Set = None
+    groups: Groups,
+    start: Start,
+    out: Out,
+    config: Config = None,
+    set_: Set = None,
+    recipe: Recipe = None,
 ) -> None:
     """Train on ranked answers; scores use the wrapper `sft` unless told otherwise."""
-    _train("finetune", groups, start, out, config, set_)
+    _train("finetune", groups, start, out, config, set_, recipe)
 
 
 def _train(
@@ -57,13 +74,13 @@ def _train(
     out: Path,
     config: Path | None,
     values: list[str] | None,
+    recipe: str | None,
 ) -> None:
     from trainer.loop import train
     from trainer.settings import read_settings
 
-    summary = train(
-        groups, start, out, read_settings(config, values or []), stage=stage, progress=_progress
-    )
+    settings = read_settings(config, values or [], recipe)
+    summary = train(groups, start, out, settings, stage=stage, progress=_progress)
     loss, accuracy = summary["loss"], summary["accuracy"]
     typer.echo(
         f"{out}: {summary['steps']} steps, {summary['pairs']} pairs, "
@@ -106,16 +123,77 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="an object a line")] = False,
 ) -> None:
     """Accuracy with intervals, and what rulers get beside it; with --out also as a report."""
-    from trainer.evaluate import notes_of
     from trainer.evaluate_files import evaluate_command
 
     rows = evaluate_command(
         checkpoints, groups, train_groups, out, suites=suite, progress=_progress
     )
+    print_evaluation(rows, as_json=as_json)
+
+
+def print_evaluation(rows: pa.Table, *, as_json: bool) -> None:
+    """Print the rows of an evaluation, a line each; its remarks go to standard error."""
+    from trainer.evaluate import notes_of
+
     for row in rows.to_pylist():
         typer.echo(json.dumps(row) if as_json else _row(row))
     for note in notes_of(rows):
         typer.echo(note, err=True)
+
+
+@app.command()
+def recipes() -> None:
+    """List the published settings that --recipe takes."""
+    from trainer.recipes import RECIPES, names
+
+    for name, what in names().items():
+        typer.echo(f"{name:<24} {what}")
+    typer.echo(f"Each is a file of {RECIPES}, with a source beside every value.")
+
+
+@app.command()
+def law(
+    parameters: Annotated[float, typer.Option(help="of the model, for example 1.8e9")],
+    pretrain_tokens: Annotated[float, typer.Option(help="the language model was trained on")],
+    reward_tokens: Annotated[float, typer.Option(help="of POLAR pre-training")],
+) -> None:
+    """The paper's learning rate and batch for pre-training, as YAML for --config."""
+    from trainer.recipes import law as law_of
+
+    rate = law_of(
+        parameters=parameters, pretrain_tokens=pretrain_tokens, reward_tokens=reward_tokens
+    )
+    typer.echo(f"lr: {rate.lr:.4e}\nbatch_groups: {max(1, round(rate.batch))}")
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="InternLM2ForRewardModel folder, or a Llama-layout checkpoint")
+    ],
+    out: Annotated[Path, typer.Argument(help="folder to make")],
+    like: Annotated[
+        Path | None,
+        typer.Option(help="on the way back: official folder to take code and tokenizer from"),
+    ] = None,
+    wrapper: Annotated[
+        str, typer.Option(help="on the way in: sft, or pretrain for a -Base checkpoint")
+    ] = "sft",
+) -> None:
+    """Official POLAR weights into a plain checkpoint, or a plain checkpoint back."""
+    from trainer.convert import convert as convert_folder
+
+    if wrapper not in ("pretrain", "sft"):
+        msg = f"--wrapper {wrapper!r}: give sft, or pretrain for a -Base checkpoint"
+        raise TrainerError(msg)
+    made = convert_folder(
+        source,
+        out,
+        like=like,
+        wrapper=cast('Literal["pretrain", "sft"]', wrapper),
+        progress=_progress,
+    )
+    typer.echo(f"{out}: {made}")
 
 
 def _row(row: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer import resume
+from trainer import lora, resume
 from trainer.errors import BadGroupsError, DivergedError
 from trainer.layout import LAYOUTS, precision
 from trainer.loss import bradley_terry
@@ -83,13 +83,20 @@ def train(
     finished = resume.finished(out, identity)
     if finished is not None:
         return finished
-    model, state = resume.restore(out, identity) or (model, {})
+    restored, state = resume.restore(out, identity) or (model, {})
+    if settings.lora:  # what was saved is merged; adapters go on from where training started
+        adapters = state.pop("adapters", None)
+        lora.attach(model.network, settings.lora, seed=settings.seed, state=adapters)
+    else:
+        model = restored
     changes = {"stage": stage, "snapshot": snapshot, "checkpoint_id": checkpoint_id}
     record = model.record.model_copy(update={**changes, "parents": tuple(parents)})
     model = RewardModel(model.network, model.tokenizer, record).place()
     run = _Run(model, ids, out, settings, identity, progress)
     run.go(state)
     summary = run.summary(counts)
+    if settings.lora and settings.lora.keep:
+        lora.save(model.network, settings.lora, Path(start), out / lora.FOLDER)
     resume.finish(out, model, identity, summary)
     return summary
 
@@ -151,6 +158,7 @@ class _Run:
         names = ("step", "elapsed", "pairs", "tokens", "interval")
         return {
             "optimiser": self.optimiser.state_dict(),
+            **({"adapters": lora.weights(self.model.network)} if self.settings.lora else {}),
             **{name: getattr(self, name) for name in names},
         }
 

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from trainer.errors import BadCheckpointError
+from trainer.lora import merged
 from trainer.template import REWARD, SEPARATOR, Limits, Template, Wrapper
 
 RECORD = "polar.json"
@@ -137,7 +138,7 @@ class RewardModel:
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         with _quiet():
-            self.network.save_pretrained(path)
+            self.network.save_pretrained(path, state_dict=merged(self.network))
         self.tokenizer.save_pretrained(path)
         (path / RECORD).write_text(self.record.model_dump_json(indent=1) + "\n", encoding="utf-8")
 

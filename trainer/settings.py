@@ -6,7 +6,7 @@ Light to import: no torch here.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,21 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trainer.errors import TrainerError
+from trainer.recipes import recipe_file
+
+
+class LoraSettings(BaseModel):
+    """Low-rank adapters instead of all weights; `trainer.lora` says how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1, description="adapters count alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = Field(
+        default=("all-linear",), min_length=1, description="names of linear layers"
+    )
+    keep: bool = Field(default=False, description="also write the adapters alone, for peft")
 
 
 class TrainSettings(BaseModel):
@@ -39,6 +54,7 @@ class TrainSettings(BaseModel):
     micro_tokens: int = Field(default=16384, ge=1, description="ids run at once, padding included")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     layout: Literal["shared", "separate"] = "shared"
+    lora: LoraSettings | None = None
     seed: int = Field(default=0, ge=0)
     max_length: int | None = None
     max_response_length: int | None = None
@@ -53,20 +69,34 @@ class TrainSettings(BaseModel):
         return self
 
 
-def read_settings(config: Path | None, words: Sequence[str] = ()) -> TrainSettings:
-    """Settings from a YAML mapping, then from words like `lr=3e-4`, which come last.
+def read_settings(
+    config: Path | None,
+    words: Sequence[str] = (),
+    recipe: str | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> TrainSettings:
+    """Settings from `base`, then a recipe, a YAML mapping, and words like `lr=3e-4`.
+
+    What comes later wins. A dot reaches into a part: `lora.rank=8`.
 
     Raises:
         TrainerError: the file cannot be read, a name is unknown or a value does not fit; one line
             a fault, unknown names with the nearest valid one.
     """
-    values = _mapping(config) if config else {}
+    values = dict(base or {})
+    values |= _mapping(recipe_file(recipe)) if recipe else {}
+    values |= _mapping(config) if config else {}
     for word in words:
         name, sign, value = word.partition("=")
         if not sign:
             msg = f"{word!r}: a setting is written name=value, for example lr=3e-4"
             raise TrainerError(msg)
-        values[name.strip()] = None if value in ("", "null", "none") else value
+        *parts, last = name.strip().split(".")
+        inside = values
+        for part in parts:
+            inside[part] = inside.get(part) if isinstance(inside.get(part), dict) else {}
+            inside = inside[part]
+        inside[last] = None if value in ("", "null", "none") else value
     try:
         return TrainSettings.model_validate(values)
     except ValidationError as error:
@@ -91,6 +121,8 @@ def _fault(fault: Any, where: str) -> str:
     if fault["type"] != "extra_forbidden":
         return f"{where}: {name}: {fault['msg']} (given: {fault['input']!r})"
     known = sorted(TrainSettings.model_fields)
+    if name.startswith("lora."):
+        known = sorted(f"lora.{field}" for field in LoraSettings.model_fields)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
     return f"{where}: unknown setting {name!r}; {hint}"

@@ -18,6 +18,8 @@ OPTIONS = {
     "up": ["--config", "--data", "--port"],
     "sql": ["--format", "--snapshot", "--output"],
     "score": ["checkpoint", "--input", "--wrapper", "--json"],
+    "finetune": ["checkpoint", "--data", "--out", "--config", "--set", "--recipe", "--json"],
+    "evaluate": ["checkpoint", "--suite", "--data", "--out", "--json"],
     "similar": ["text", "--top", "--config", "--json"],
 }
 
@@ -168,3 +170,49 @@ def test_similar_finds_an_answer_by_its_text(polar, made: Home):
                          home=made.path)  # fmt: skip
     assert code == 0
     assert "No near-duplicate found." in out
+
+
+def test_finetune_on_twenty_rows_prints_scores_before_and_after(polar, made: Home, tmp_path):
+    checkpoint = str(made.path / "checkpoints" / "tiny" / "pretrained")
+    rows = [
+        {"prompt": f"Is it {i}?", "reference": "Yes.", "chosen": "Yes!", "rejected": "NO NO NO"}
+        for i in range(20)
+    ]
+    file, out = tmp_path / "mine.jsonl", tmp_path / "mine"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    arguments = ("finetune", checkpoint, "--data", str(file), "--out", str(out))
+    code, said, err = polar(*arguments, "--set", "epochs=2", "--json")
+    assert code == 0, err
+    found = json.loads(said)
+    assert (found["steps"], found["groups"], found["comparisons"]) == (10, 20, 20)
+    assert len(found["rows"]) == 20
+    code, said, _ = polar(*arguments, "--set", "epochs=2")  # finished: nothing is trained again
+    assert code == 0
+    assert f"{found['after']['margin']:.2f} after" in said
+    assert f"{found['rows'][19]['after_chosen']:.2f}" in said
+    refused(polar(*arguments, "--set", "epochs=3"), "holds another training run", "epochs")
+    file.write_text(file.read_text() + "{bad\n")
+    refused(polar(*arguments), f"{file}: line 21: not UTF-8 JSON")
+    refused(polar("finetune", str(tmp_path), "-d", str(file), "-o", str(out)), "not a POLAR")
+
+
+def test_evaluate_finds_the_groups_of_the_home(polar, made: Home, tmp_path):
+    checkpoint = str(made.path / "checkpoints" / "tiny" / "pretrained")
+    code, said, err = polar("evaluate", checkpoint, "--suite", "preference", "--json")
+    assert code == 0, err
+    rows = [json.loads(line) for line in said.splitlines()]
+    assert {row["suite"] for row in rows} == {"preference"}
+    assert {"model", "length", "surface_boosting"} <= {row["scorer"] for row in rows}
+    given = str(made.path / "groups" / "tiny")
+    assert polar("evaluate", checkpoint, "--suite", "preference", "--data", given, "--json") == (
+        0,
+        said,
+        err,
+    )
+    refused(polar("evaluate", checkpoint, "--data", str(tmp_path)), "no groups file")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for part in Path(checkpoint).iterdir():
+        if part.is_file():
+            (moved / part.name).write_bytes(part.read_bytes())
+    refused(polar("evaluate", str(moved)), "give --data", "has none yet")
