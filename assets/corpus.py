@@ -373,7 +373,7 @@ def groups(
             for split in ("train", "eval"):
                 path = workspace.groups_file(wrapper, split)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.with_name("snapshot").write_text(f"{before}\n", encoding="utf-8")
+                path.with_name("snapshot").write_text(f"{snapshot}\n", encoding="utf-8")
                 written[f"{wrapper}, {split}"] = export_groups(
                     lake, path, wrapper=wrapper, split=split, sources=sources
                 )
