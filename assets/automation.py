@@ -1,7 +1,11 @@
 """What runs by itself: the weekly refresh of the corpus and of what is trained on it."""
 
+from typing import Any
+
 import dagster as dg
 
+from assets.changes import changes
+from assets.maintenance import maintain
 from assets.progress import Progress, log_progress
 from assets.run import Item, execute
 from assets.workspace import Workspace
@@ -20,6 +24,9 @@ class _LogListener:
     def finish(self, item: Item, seconds: float, error: str | None) -> None:
         self.log.info(f"{item.title}: {error or 'made'} ({seconds:.0f} s)")
 
+    def wait(self, note: str) -> None:
+        self.log.info(note)
+
 
 @dg.op(
     name="make_what_is_stale",
@@ -32,15 +39,22 @@ def make_what_is_stale(
     """Run the plan; a failure names what failed and leaves what was made."""
     from assets.definitions import build_definitions
 
+    reader = workspace.reader()
+    before = reader.snapshot() if reader else None
     outcome = execute(
         workspace,
         context.instance,
         build_definitions(workspace),
         listener=_LogListener(context.log),
     )
-    context.add_output_metadata(
-        {"made": len(outcome.made), "failed": [item.title for item, _ in outcome.failed]}
-    )
+    told: dict[str, Any] = {
+        "made": len(outcome.made),
+        "failed": [item.title for item, _ in outcome.failed],
+    }
+    with workspace.lake() as lake:
+        told |= changes(lake, before, lake.snapshot())
+    told |= {f"lake: {name.replace('_', ' ')}": n for name, n in maintain(workspace).items()}
+    context.add_output_metadata(told)
     if not outcome.ok:
         raise dg.Failure("\n".join(f"{item.title}: {error}" for item, error in outcome.failed))
 

@@ -27,6 +27,9 @@ class LakeSettings(Settings):
     threads: int = Field(default=2, ge=1)
     memory_limit: str = "2GB"
     patience: float = Field(default=60.0, ge=0, description="seconds to wait for other writers")
+    keep_days: float = Field(
+        default=30.0, ge=0, description="how long maintenance keeps snapshots that nothing names"
+    )
 
 
 class BackboneSettings(Settings):

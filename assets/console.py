@@ -80,6 +80,10 @@ class TerminalListener:
         if error:
             self.out.print(f"  {error}", markup=False, highlight=False, soft_wrap=True)
 
+    def wait(self, note: str) -> None:
+        """Say that another run is in the way."""
+        self.out.print(note, markup=False, highlight=False, soft_wrap=True)
+
     def close(self) -> None:
         """Take an open bar away."""
         if self.bars:

@@ -6,6 +6,7 @@ Each asset reads the lake, calls one function of `pipelines`, and publishes in o
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets import plots
+from assets.changes import changes_of
 from assets.results import (
     count_plot,
     made,
@@ -232,6 +234,9 @@ def duplicates(
 @dg.asset(
     **asset_kwargs("pairs"),
     pool="corpus",
+    freshness_policy=dg.FreshnessPolicy.time_window(
+        warn_window=timedelta(days=8), fail_window=timedelta(days=15)
+    ),
     description="Two answers to one prompt with a label: same_policy, cross_policy or ambiguous. "
     "What the rules and the budget leave out is counted.",
 )
@@ -261,6 +266,7 @@ def pairs(
             ],
         )
         balance = lake.query("from pair_balance").to_pylist()
+        changed = changes_of(context, workspace, lake, snapshot)
         rulers = pair_rulers(
             lake.query(
                 "select split, label, similarity, length_ratio from pairs "
@@ -283,6 +289,7 @@ def pairs(
             "label shares": plots.table(label_shares(result.counts).to_pylist()),
             "rulers on pairs": plots.table(rulers),
             "kept out": count_plot("pairs kept out, by reason", result.counts),
+            **changed,
             **table_link("pairs", "select label, count(*) from pairs group by 1"),
         },
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets import corpus, evaluation, pool, training
+from assets import corpus, evaluation, maintenance, pool, training
 from assets.automation import refresh_corpus, refresh_schedule
 from assets.checks import all_checks
 from assets.workspace import Workspace
@@ -19,7 +19,7 @@ def build_definitions(workspace: Workspace) -> dg.Definitions:
     recorded = workspace.config.is_recorded
     first = [corpus.recorded] if recorded else [*pool.ASSETS, *corpus.POOL_ASSETS]
     return dg.Definitions(
-        assets=[*first, *corpus.ASSETS, *training.ASSETS, *evaluation.ASSETS],
+        assets=[*first, *corpus.ASSETS, *training.ASSETS, *evaluation.ASSETS, *maintenance.ASSETS],
         asset_checks=all_checks(),
         jobs=[refresh_corpus],
         schedules=[refresh_schedule],

@@ -100,10 +100,19 @@ class Workspace:
         Raises:
             ConfigError: the configuration has no pool, or the file does not hold.
         """
+        return load_pool(self.pool_path)
+
+    @property
+    def pool_path(self) -> Path:
+        """Where the pool file is.
+
+        Raises:
+            ConfigError: the configuration has no pool.
+        """
         if self.config.pool is None:
             msg = f"{self.config_path}: this configuration has no policy pool"
             raise ConfigError(msg)
-        return load_pool(self.config_path.parent / self.config.pool)
+        return (self.config_path.parent / self.config.pool).resolve()
 
     @cached_property
     def embedded(self) -> EmbeddedPool | None:
@@ -151,6 +160,12 @@ class Workspace:
     def staging_dir(self) -> Path:
         """Answers that were made but not yet published."""
         return self.home / "staging" / "rollouts"
+
+    @property
+    def run_lock(self) -> Path:
+        """Held by whoever makes this corpus: runs that share prompts and answers take turns."""
+        corpus = self.config.name if self.config.is_recorded else f"pool-{self.pool.source}"
+        return self.home / "staging" / f"{corpus}.lock"
 
     @property
     def work_dir(self) -> Path:

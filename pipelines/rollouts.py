@@ -285,7 +285,7 @@ def _make(
     for row, request, completion, marks in zip(rows, requests, completions, flags, strict=True):
         if completion.finish_reason == "prompt_too_long":
             continue
-        text, cut = _finish(completion, marks)
+        text, cut = finish(completion)
         if completion.finish_reason == "length":
             marks.append("truncated")
         made.append(
@@ -308,10 +308,11 @@ def _make(
     return _table(made), refused
 
 
-def _finish(completion: Completion, marks: Sequence[str]) -> tuple[str, str | None]:
+def finish(completion: Completion) -> tuple[str, str | None]:
     """The text as kept, and what was cut: a loop, or else an ending that the limit broke off."""
-    if "loop" in marks:
-        return quality.cut_loop(completion.text)[0], "loop"
+    text, looped = quality.cut_loop(completion.text)
+    if looped:
+        return text, "loop"
     if completion.finish_reason == "length":
         text, shortened = quality.cut_sentence(completion.text)
         return text, "sentence" if shortened else None

@@ -1,4 +1,4 @@
-"""What maintenance lets go, what it must keep, and that kept snapshots show the same ids as before."""
+"""What maintenance lets go, what it must keep, and that kept snapshots show what they did."""
 
 from __future__ import annotations
 
@@ -86,6 +86,7 @@ def test_what_is_young_stays_and_without_an_age_all_does(tmp_path: Path):
         assert before <= snapshots(lake)
 
 
+@pytest.mark.slow
 def test_readers_and_publishers_go_on_during_maintenance(tmp_path: Path):
     with Lake.open(tmp_path) as lake:
         fill(lake)
