@@ -13,6 +13,7 @@ from pipelines.dedup import DedupSettings
 from pipelines.embedded import PreferenceSettings, PromptSettings
 from pipelines.groups import GroupSettings
 from pipelines.pairs import PairSettings
+from pipelines.prompt_sources import PromptSources
 from pipelines.prompts import SplitSettings
 from pipelines.rollouts import RolloutSettings
 from pipelines.settings import Settings, load_yaml
@@ -53,6 +54,9 @@ class RunConfig(Settings):
     lake: LakeSettings = LakeSettings()
     split: SplitSettings = SplitSettings()
     prompts: PromptSettings = PromptSettings()
+    prompt_sources: PromptSources | None = Field(
+        default=None, description="prompts from files, instead of those of the embedded world"
+    )
     rollouts: RolloutSettings = RolloutSettings()
     preferences: PreferenceSettings = PreferenceSettings()
     dedup: DedupSettings = DedupSettings()

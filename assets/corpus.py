@@ -151,7 +151,7 @@ def recorded(
                 Replace("preferences", found.preferences, of_sources(sources)),
                 Replace("policies", found.policies, f"source in ({inside})"),
                 Replace("prompts", found.prompts, f"source in ({inside})"),
-                Replace("quarantine", found.quarantine, "true"),
+                Replace("quarantine", found.quarantine, "not starts_with(file, 'prompts of ')"),
                 replace_counts(found.counts, "ingest", sources),
             ],
         )

@@ -21,6 +21,7 @@ from pipelines.embedded import EmbeddedPool
 from pipelines.errors import ConfigError
 from pipelines.lake import Lake
 from pipelines.policies import Pool, load_pool, policies_table
+from pipelines.prompt_sources import Places
 from pipelines.settings import parse
 
 DEFAULT_CONFIG = PROJECT / "configs" / "demo.yaml"
@@ -176,6 +177,11 @@ class Workspace:
     def signatures_file(self) -> Path:
         """MinHash signatures of this configuration's answers, for `pairs` and `polar similar`."""
         return self.work_dir / "signatures.parquet"
+
+    @property
+    def places(self) -> Places:
+        """Where prompt files and tokenizers are looked for."""
+        return Places(base=self.config_path.parent, policies=self.policies_dir)
 
     @property
     def sources_file(self) -> Path:

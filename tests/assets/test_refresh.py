@@ -22,6 +22,7 @@ def add_policy(home: Home, **more: Any) -> None:
     home.edit("pool.yaml", policies=[*pool, {**PLAIN, "split": "train", **more}])
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_make_everything_once(copy: Home):
     add_policy(copy)
     before = copy.one("select count(*) from trajectories")
@@ -33,7 +34,11 @@ def test_two_runs_at_once_make_everything_once(copy: Home):
         )
         for _ in range(2)
     ]  # fmt: skip
-    said = [run.communicate(timeout=250)[0] for run in runs]
+    try:
+        said = [run.communicate(timeout=250)[0] for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
     assert [run.returncode for run in runs] == [0, 0], said
     made = sum("trajectories: ash-plain" in out for out in said)
     assert made == 1
