@@ -8,6 +8,7 @@ from assets.changes import changes
 from assets.maintenance import maintain
 from assets.progress import Progress, log_progress
 from assets.run import Item, execute
+from assets.stages import POLICY_PARTITIONS
 from assets.workspace import Workspace
 
 
@@ -67,6 +68,41 @@ def make_what_is_stale(
 def refresh_corpus() -> None:
     """One op, so that the order of partitions and stages is that of `polar run`."""
     make_what_is_stale()
+
+
+@dg.sensor(
+    name="new_checkpoints",
+    job=refresh_corpus,
+    minimum_interval_seconds=60,
+    description="Watches the runs of the pool file: a new whole checkpoint becomes a policy with a "
+    "partition of its own, and a refresh makes its answers. Off until you switch it on.",
+    default_status=dg.DefaultSensorStatus.STOPPED,
+)
+def new_checkpoints(
+    context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.SensorResult | dg.SkipReason:
+    """Ask hubs, look into folders, and start a refresh for policies that are no partition yet."""
+    from pipelines import hub
+
+    if workspace.config.is_recorded or not workspace.pool_watches:
+        return dg.SkipReason("the pool watches no run")
+    watches = workspace.pool_watches
+    faults = hub.ask([watch.hub for watch in watches if watch.hub], workspace.home)
+    for watch in watches:
+        faults |= watch.unfinished(workspace.home)
+    table = workspace.policies_now()[0]
+    ids = {name: str(key) for name, key in zip(
+        table["name"].to_pylist(), table["policy_id"].to_pylist(), strict=True)}  # fmt: skip
+    known = set(context.instance.get_dynamic_partitions("policies"))
+    new = sorted(name for name in ids if name not in known)
+    if not new:
+        left = "; ".join(f"{name}: {reason}" for name, reason in faults.items())
+        return dg.SkipReason(f"no new checkpoint{f'; not yet: {left}' if left else ''}")
+    context.log.info(f"new: {', '.join(new)}")
+    return dg.SensorResult(
+        run_requests=[dg.RunRequest(run_key="-".join(ids[name] for name in new))],
+        dynamic_partitions_requests=[POLICY_PARTITIONS.build_add_request(new)],
+    )
 
 
 refresh_schedule = dg.ScheduleDefinition(

@@ -60,6 +60,7 @@ def trajectories(
     """Wanted less present, asked of the policy's engine, published in one transaction."""
     from pipelines import embedded, rollouts, staged
     from pipelines.engines.local import LocalEngine
+    from pipelines.hub import check_revision
 
     settings, source = workspace.config.rollouts, workspace.pool.source
     with workspace.lake() as lake:
@@ -76,6 +77,8 @@ def trajectories(
         )
         spec = next(p for p in workspace.pool.policies if p.name == context.partition_key)
         asked = rollouts.prompts_of(policy, prompts, rollouts.assign(prompts, policies, settings))
+        if spec.on_hub:
+            check_revision(spec.weights, spec.revision or "")
         engine = LocalEngine(spec.folder(workspace.home), threads=workspace.config.threads)
         try:
             result = rollouts.rollout(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dagster as dg
 
 from assets import corpus, evaluation, maintenance, pool, training
-from assets.automation import refresh_corpus, refresh_schedule
+from assets.automation import new_checkpoints, refresh_corpus, refresh_schedule
 from assets.checks import all_checks
 from assets.workspace import Workspace
 
@@ -23,6 +23,7 @@ def build_definitions(workspace: Workspace) -> dg.Definitions:
         asset_checks=all_checks(),
         jobs=[refresh_corpus],
         schedules=[refresh_schedule],
+        sensors=[new_checkpoints],
         resources={"workspace": dg.ResourceDefinition.hardcoded_resource(workspace)},
         executor=dg.in_process_executor,
     )

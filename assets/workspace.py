@@ -23,6 +23,7 @@ from pipelines.lake import Lake
 from pipelines.policies import Pool, load_pool, policies_table
 from pipelines.prompt_sources import Places
 from pipelines.settings import parse
+from pipelines.watch import Watch
 
 DEFAULT_CONFIG = PROJECT / "configs" / "demo.yaml"
 
@@ -94,13 +95,22 @@ class Workspace:
             self._reader = self.lake(read_only=True)
         return self._reader
 
-    @cached_property
+    @property
     def pool(self) -> Pool:
-        """The pool file named by the configuration.
+        """The pool file named by the configuration, with the checkpoints that are there now.
 
         Raises:
             ConfigError: the configuration has no pool, or the file does not hold.
         """
+        return self._pool_file.with_checkpoints(self.home)
+
+    @property
+    def pool_watches(self) -> tuple[Watch, ...]:
+        """The runs whose checkpoints become policies."""
+        return self._pool_file.watch
+
+    @cached_property
+    def _pool_file(self) -> Pool:
         return load_pool(self.pool_path)
 
     @property
@@ -127,11 +137,13 @@ class Workspace:
 
         Weights are read again only where sizes or times of their files have changed.
         """
-        folders = [policy.folder(self.home) for policy in self.pool.policies]
+        pool = self.pool
+        folders = [policy.folder(self.home) for policy in pool.policies]
         files = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
-        stamp = [(path, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+        files_now = [(path, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+        stamp = (pool, files_now)
         if self._policies is None or self._policies[0] != stamp:
-            self._policies = (stamp, *policies_table(self.pool, self.home, self.config.split))
+            self._policies = (stamp, *policies_table(pool, self.home, self.config.split))
         return self._policies[1:]
 
     def recorded_data(self) -> Path:

@@ -191,7 +191,7 @@ def planned(settings: PromptSources, base: Path) -> dict[str, int]:
 
 def stamp(settings: PromptSources, base: Path) -> list[tuple[str, int, int]]:
     """Names, sizes and times of all files read, to tell whether they changed."""
-    paths = [file.path for file in (*settings.files, *settings.evaluation)]
+    paths = [file.path for file in settings.files] + [one.path for one in settings.evaluation]
     found = [path for given in paths for path in find_files(given, base)]
     return [(path.name, (at := path.stat()).st_size, at.st_mtime_ns) for path in found]
 
@@ -375,18 +375,18 @@ def _grouped(
 
     for candidate, cluster in kept:
         words = prompts.normalised(candidate.text)
-        one, two = sorted((root(cluster_of.setdefault(words, cluster)), root(cluster)))
-        joined[two] = one
+        low, high = sorted((root(cluster_of.setdefault(words, cluster)), root(cluster)))
+        joined[high] = low
     members: dict[int, list[_Candidate]] = {}
     for candidate, cluster in kept:
         members.setdefault(root(cluster), []).append(candidate)
-    for cluster in members.values():
-        keys = {id(one): _source_key(one) for one in cluster}
-        old = {name: groups.get(prompts.prompt_id(source, key)) for name, key in keys.items()}
+    for family in members.values():
+        keys = {id(one): _source_key(one) for one in family}
+        old = {number: groups.get(prompts.prompt_id(source, key)) for number, key in keys.items()}
         names = sorted({group for group in old.values() if group})
         sides = {prompts.side("prompt", group, split) for group in names}
-        fresh = names[0] if names else min(prompts.text_group(one.text) for one in cluster)
-        for one in cluster:
+        fresh = names[0] if names else min(prompts.text_group(one.text) for one in family)
+        for one in family:
             if len(sides) > 1 and not old[id(one)]:
                 why = f"near to prompts of both sides, of groups {names[0]} and {names[-1]}"
                 _keep_out(book, source, one, "between_sides", why)

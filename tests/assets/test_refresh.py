@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import threading
 import time
@@ -111,3 +112,42 @@ def test_the_maintenance_asset_reports_bytes(copy: Home):
     assert numbers["bytes_before"] > 0
     assert numbers["after"] <= numbers["before"]
     assert copy.plan() == {}
+
+
+def test_the_sensor_finds_a_new_checkpoint_and_a_run_makes_its_answers(copy: Home):
+    watch = {"name": "more", "folder": "runs/more", "kind": "chat", "parent": "ash", "settled": 0}
+    copy.edit("pool.yaml", watch=[watch | {"template": "Q: {prompt} A:", "split": "train"}])
+    workspace = copy.workspace()
+    definitions = build_definitions(workspace)
+    sensor = definitions.resolve_sensor_def("new_checkpoints")
+
+    def tick(instance: dg.DagsterInstance) -> Any:
+        context = dg.build_sensor_context(instance=instance, definitions=definitions)
+        return sensor.evaluate_tick(context)
+
+    with copy.instance() as instance:
+        assert "no new checkpoint" in str(tick(instance).skip_message)
+        run = copy.path / "policies" / "runs" / "more"
+        shutil.copytree(copy.path / "policies" / "school", run / "step-200")
+        whole = (run / "step-200" / "model.safetensors").read_bytes()
+        (run / "step-200" / "model.safetensors").write_bytes(whole[:-1])
+        assert "step-200: model.safetensors is cut off" in str(tick(instance).skip_message)
+        (run / "step-200" / "model.safetensors").write_bytes(whole)
+        result = tick(instance)
+        assert [request.job_name for request in result.run_requests] == ["refresh_corpus"]
+        (added,) = result.dynamic_partitions_requests
+        assert list(added.partition_keys) == ["more-200"]
+        assert tick(instance).run_requests[0].run_key == result.run_requests[0].run_key
+    outcome = copy.run("trajectories")
+    assert [item.title for item in outcome.made] == ["policies", "trajectories: more-200"]
+    (row,) = copy.query(
+        "select y.lineage_step, p.name as parent, count(t.trajectory_id) as answers "
+        "from policies y join policies p on p.policy_id = y.parent "
+        "join trajectories t on t.policy_id = y.policy_id "
+        "where y.name = 'more-200' group by all"
+    )
+    assert row == {"lineage_step": 200, "parent": "ash", "answers": 1008}
+    with copy.instance() as instance:
+        assert "more-200" in instance.get_dynamic_partitions("policies")
+        assert "no new checkpoint" in str(tick(instance).skip_message)
+    assert copy.plan("trajectories") == {}
