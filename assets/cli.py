@@ -145,6 +145,20 @@ def similar(
 
 
 @app.command()
+def plan(
+    config: ConfigOption = None,
+    assume: Annotated[
+        list[str] | None, typer.Option(help="Another assumption, NAME=VALUE; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Print what a corpus will cost before anything runs. FILE may also be a pool file."""
+    from assets.plan import plan_command
+
+    plan_command(config, assume or [], as_json=as_json)
+
+
+@app.command()
 def explain(
     id: Annotated[  # noqa: A002 - the argument's name
         str, typer.Argument(help="A trajectory or checkpoint, or A:B for a pair; beginnings do.")

@@ -13,6 +13,7 @@ from pipelines.dedup import DedupSettings
 from pipelines.embedded import PreferenceSettings, PromptSettings
 from pipelines.groups import GroupSettings
 from pipelines.pairs import PairSettings
+from pipelines.plan import PlanSettings
 from pipelines.prompt_sources import PromptSources
 from pipelines.prompts import SplitSettings
 from pipelines.rollouts import RolloutSettings
@@ -58,6 +59,7 @@ class RunConfig(Settings):
         default=None, description="prompts from files, instead of those of the embedded world"
     )
     rollouts: RolloutSettings = RolloutSettings()
+    plan: PlanSettings = PlanSettings()
     preferences: PreferenceSettings = PreferenceSettings()
     dedup: DedupSettings = DedupSettings()
     pairs: PairSettings = PairSettings()
