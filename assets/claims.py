@@ -40,7 +40,7 @@ def claim(workspace: Workspace) -> None:
             continue
         if source == workspace.pool.source:
             if other.read_bytes() == path.read_bytes():
-                continue
+                return
             msg = (
                 f"{path} and {other} are two pools that both claim the source {source!r}: they "
                 "would replace each other's prompts; give one of them another `source`, or another "

@@ -114,11 +114,20 @@ def _print(facts: dict[str, Any], config: RunConfig) -> None:
     )
     console.print(f"{prompts}; {who}, {rollouts.samples} samples each", highlight=False)
     currency = facts["assumptions"]["currency"]
-    columns = ("size", "policies", "GPUs each", "trajectories", "answer tokens", "GPU-hours")
+    columns = (
+        "size",
+        "engine",
+        "policies",
+        "GPUs each",
+        "trajectories",
+        "answer tokens",
+        "GPU-hours",
+    )
     table = Table(*columns, currency)
-    for row in (*facts["sizes"], {"size": "all", "gpus_each": 0, **facts["total"]}):
+    for row in (*facts["sizes"], {"size": "all", "engine": "", "gpus_each": 0, **facts["total"]}):
         table.add_row(
             row["size"],
+            row["engine"],
             f"{row['policies']:,.0f}",
             str(row["gpus_each"] or ""),
             f"{row['trajectories']:,.0f}",

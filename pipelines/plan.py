@@ -73,7 +73,8 @@ def plan_corpus(
             (`Qwen2.5-7B`), else it is unknown and costs no GPU-hours, which is said.
 
     Returns:
-        `sizes` (one line for each size of model, smallest first), `total`, `disk` in bytes,
+        `sizes` (one line for each size of model and engine, smallest first; those of the engine
+        `local` run on this machine's processors and cost no GPU-hours), `total`, `disk` in bytes,
         `unknown` (names of policies of unknown size), `assumptions`.
     """
     kinds = {p.name: answers({"kind": p.kind, "template": p.template}) for p in policies}
@@ -94,11 +95,10 @@ def plan_corpus(
         for policy in able:
             share = count * asked / len(able)
             size = policy.parameters or (sizes or {}).get(policy.name) or size_of(policy)
-            vendor = policy.engine == "openai"
-            if size is None and not vendor:
+            if size is None and policy.engine == "vllm":
                 unknown.append(policy.name)
             line = lines.setdefault(
-                (math.inf if vendor else size or 0.0, "api" if vendor else "gpu"),
+                (math.inf if policy.engine == "openai" else size or 0.0, policy.engine),
                 dict.fromkeys(
                     ("policies", "trajectories", "answer_tokens", "prompt_tokens", "gpu_hours")
                     + ("money", "weights_bytes"),
@@ -107,8 +107,13 @@ def plan_corpus(
             )
             _add(line, policy, share, share * rollouts.samples, tokens, size, assume)
     rows = [
-        {"size": spoken(size) if kind == "gpu" else "endpoints", **_gpus(size, kind, assume), **row}
-        for (size, kind), row in sorted(lines.items())
+        {
+            "size": "endpoints" if engine == "openai" else spoken(size),
+            "engine": engine,
+            "gpus_each": gpus_for(size, assume) if engine == "vllm" and size else 0,
+            **row,
+        }
+        for (size, engine), row in sorted(lines.items())
     ]
     total = {
         name: sum(row[name] for row in rows) for name in (rows[0] if rows else {}) if name in _SUMS
@@ -154,12 +159,13 @@ def _add(
     line["prompt_tokens"] += prompt
     if policy.engine == "openai":
         line["money"] += (prompt * assume.api_input + answer * assume.api_output) / 1e6
-    elif size is not None:
+    elif size is not None and policy.engine == "vllm":
         operations = 2 * size * (answer / assume.utilisation + prompt / assume.prefill_utilisation)
         starting = gpus_for(size, assume) * assume.start_minutes / 60
         hours = operations / assume.gpu_flops / 3600 + starting
         line["gpu_hours"] += hours
         line["money"] += hours * assume.gpu_hour
+    if size is not None and policy.engine != "openai":
         line["weights_bytes"] += size * assume.bytes_per_parameter
 
 
@@ -167,10 +173,6 @@ def gpus_for(size: float, assume: PlanSettings) -> int:
     """GPUs that hold one copy of a model: a power of two, as tensor parallelism wants it."""
     room = assume.gpu_memory * assume.memory_share
     return int(2 ** math.ceil(math.log2(max(size * assume.bytes_per_parameter / room, 1))))
-
-
-def _gpus(size: float, kind: str, assume: PlanSettings) -> dict[str, Any]:
-    return {"gpus_each": gpus_for(size, assume) if kind == "gpu" and size else 0}
 
 
 def size_of(policy: PoolPolicy) -> float | None:

@@ -271,7 +271,8 @@ def _make(
     completions = engine.generate(requests)
     answered = [completion.finish_reason != "prompt_too_long" for completion in completions]
     refused = _excluded(policy, batch.filter([not one for one in answered]), "prompt_too_long")
-    flags = quality.flags(pa.array([one.text for one in completions], pa.string())).to_pylist()
+    texts = pa.array([one.text for one in completions], pa.string())
+    flags = quality.flags(texts, batch["text"]).to_pylist()
     shared = {
         "policy_id": _raw(policy["policy_id"]),
         "sampling_id": settings.sampling.sampling_id,

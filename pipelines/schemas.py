@@ -33,7 +33,15 @@ SPLITS = ("train", "eval")  # of pairs, groups and preferences
 LABELS = ("same_policy", "cross_policy", "ambiguous")
 RELATIONS = ("same", "sibling", "same_family", "other_family")
 SCOPES = ("prompt", "corpus")
-FLAGS = ("empty", "loop", "truncated", "control_characters", "replacement_character")
+FLAGS = (
+    "empty",
+    "loop",
+    "truncated",
+    "control_characters",
+    "replacement_character",
+    "refusal",
+    "other_language",
+)
 
 
 def cell_of(prompt_side: str, policy_side: str) -> str:

@@ -27,7 +27,7 @@ def add_policy(home: Home, **more: Any) -> None:
 def test_two_runs_at_once_make_everything_once(copy: Home):
     add_policy(copy)
     before = copy.one("select count(*) from trajectories")
-    command = copy.command("run", "--config", str(copy.config), "--until", "pairs")
+    command = copy.command("run", "--config", str(copy.config), "--until", "trajectories")
     runs = [
         subprocess.Popen(
             command, cwd=ROOT, env=copy.environment(), stdout=subprocess.PIPE,
@@ -47,7 +47,7 @@ def test_two_runs_at_once_make_everything_once(copy: Home):
     assert any("nothing to make" in out for out in said)
     assert copy.one("select count(*) from trajectories") == before + before // 6
     assert not copy.query("select trajectory_id from trajectories group by 1 having count(*) > 1")
-    assert copy.plan("pairs") == {}
+    assert copy.plan("trajectories") == {}
 
 
 def test_a_run_waits_its_turn_and_says_so(fresh: Home):

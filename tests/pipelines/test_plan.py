@@ -153,3 +153,11 @@ def test_models_are_spread_over_enough_gpus():
 def test_the_policy_model_names_where_a_licence_is_said():
     assert pool_policies.UNVERIFIED == "unverified"
     assert policy("a", licence="MIT", licence_source="https://a").licence_source == "https://a"
+
+
+def test_local_policies_cost_no_gpu():
+    local = [policy("mine", engine="local", revision=None, parameters=1e6)]
+    made = plan_corpus(local, {"prefix": 100}, RolloutSettings(samples=2), ASSUME)
+    assert made["total"]["trajectories"] == 200
+    assert (made["total"]["gpu_hours"], made["total"]["money"], made["unknown"]) == (0, 0, [])
+    assert made["disk"]["weights"] == 2_000_000
