@@ -19,6 +19,9 @@ OPTIONS = {
     "sql": ["--format", "--snapshot", "--output"],
     "score": ["checkpoint", "--input", "--wrapper", "--json"],
     "similar": ["text", "--top", "--config", "--json"],
+    "plan": ["--config", "--assume", "--json"],
+    "explain": ["id", "--again", "--json"],
+    "diff": ["before", "after", "--json"],
 }
 
 
