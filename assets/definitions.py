@@ -6,12 +6,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 import dagster as dg
 
 from assets import corpus, evaluation, maintenance, pool, training
 from assets.automation import new_checkpoints, refresh_corpus, refresh_schedule
 from assets.checks import all_checks
 from assets.workspace import Workspace
+
+# Dagster itself passes this parameter whenever it binds resources to a sensor.
+warnings.filterwarnings("ignore", message="Parameter `owners`", category=dg.BetaWarning)
 
 
 def build_definitions(workspace: Workspace) -> dg.Definitions:
