@@ -1,9 +1,10 @@
 """Prompts drawn from files: beginnings of documents, and instructions; seeded, grouped, clean.
 
 What is drawn follows from texts and the seed alone, never from the order of rows or the names of
-files, and a row that is added later changes no other: a file's `limit` keeps the rows of smallest
-hash, and the length of a document's beginning is hashed from it. Files are read in
-`prompt_files.py`; what evaluation sets know is found in `decontamination.py`.
+files: a file's `limit` keeps the rows of smallest hash, and the length of a document's beginning is
+hashed from it. What was drawn before stays before what is new, so that more rows never unmake a
+prompt and its answers. Files are read in `prompt_files.py`; what evaluation sets know is found in
+`decontamination.py`.
 
 Every row is accounted for: drawn, excluded with its reason (over the limit, repeated, too short,
 contaminated, between sides), or quarantined as bad.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,6 +118,7 @@ class _Candidate:
 
     file: PromptFile
     place: tuple[str, int]  # file as the quarantine names it, and row
+    source_key: str  # its collection and its whole text, wherever its row is
     text: str
     more: dict[str, Any]
 
@@ -136,8 +138,9 @@ def draw_prompts(
         source: of the pool, which all its prompts carry.
         split: which prompt groups are held out.
         places: where files and tokenizers are.
-        groups: prompt_group by prompt_id of prompts that were drawn before; they keep theirs, so
-            that no prompt ever changes sides. A new one that is near to both sides is kept out.
+        groups: prompt_group by prompt_id of prompts that were drawn before; they are drawn first
+            and keep theirs, so that no prompt ever changes sides. A new one that is near to both
+            sides is kept out.
         progress: called with (files done, files, note).
 
     Raises:
@@ -149,7 +152,7 @@ def draw_prompts(
     candidates: list[_Candidate] = []
     for file in settings.files:
         paths = [path for owner, path in files if owner is file]
-        found = _candidates(file, paths, settings, source, book)
+        found = _candidates(file, paths, settings, source, groups or {}, book)
         if progress:
             progress(len(candidates), len(files), f"read {file.name}")
         if file.kind == "documents":
@@ -206,9 +209,14 @@ def _batch(file: PromptFile, name: str) -> Batch:
 
 
 def _candidates(
-    file: PromptFile, paths: list[Path], settings: PromptSources, source: str, book: Ledger
+    file: PromptFile,
+    paths: list[Path],
+    settings: PromptSources,
+    source: str,
+    before: Container[bytes],
+    book: Ledger,
 ) -> list[_Candidate]:
-    """The usable rows of smallest hash, in the order of hashes."""
+    """The usable rows drawn `before`, then those of smallest hash, in the order of hashes."""
     drawn: list[tuple[int, int, _Candidate]] = []  # a heap whose head is the largest hash
     seen: set[bytes] = set()
     serial = 0
@@ -236,7 +244,8 @@ def _candidates(
                 candidate.text = candidate.text[:most]
                 candidate.more["draw"] = int.from_bytes(key[8:], "big")
             serial += 1
-            entry = (-int.from_bytes(key, "big"), serial, candidate)
+            old = prompts.prompt_id(source, candidate.source_key) in before
+            entry = (-int.from_bytes(key, "big") - (not old) * 2**128, serial, candidate)
             if file.limit is None or len(drawn) < file.limit:
                 heapq.heappush(drawn, entry)
             else:
@@ -259,7 +268,8 @@ def _candidate(
         if found.system:
             turns = (("system", found.system), ("user", found.text))
             more["messages"] = [{"role": role, "content": said} for role, said in turns]
-    return _Candidate(file=file, place=place, text=found.text, more=more)
+    key = f"{file.name}/{ids.content_id('text', found.text).hex()}"
+    return _Candidate(file=file, place=place, source_key=key, text=found.text, more=more)
 
 
 def _beginnings(
@@ -381,8 +391,7 @@ def _grouped(
     for candidate, cluster in kept:
         members.setdefault(root(cluster), []).append(candidate)
     for family in members.values():
-        keys = {id(one): _source_key(one) for one in family}
-        old = {number: groups.get(prompts.prompt_id(source, key)) for number, key in keys.items()}
+        old = {id(one): groups.get(prompts.prompt_id(source, one.source_key)) for one in family}
         names = sorted({group for group in old.values() if group})
         sides = {prompts.side("prompt", group, split) for group in names}
         fresh = names[0] if names else min(prompts.text_group(one.text) for one in family)
@@ -395,7 +404,7 @@ def _grouped(
                 one,
                 {
                     "source": source,
-                    "source_key": keys[id(one)],
+                    "source_key": one.source_key,
                     "text": one.text,
                     "kind": "prefix" if one.file.kind == "documents" else "instruction",
                     "prompt_group": old[id(one)] or fresh,
@@ -404,11 +413,6 @@ def _grouped(
                     **one.more,
                 },
             )
-
-
-def _source_key(one: _Candidate) -> str:
-    """The prompt's name within the source: its collection and text, wherever its row is."""
-    return f"{one.file.name}/{ids.content_id('text', one.text).hex()}"
 
 
 def _keep_out(book: Ledger, source: str, one: _Candidate, reason: str, why: str) -> None:

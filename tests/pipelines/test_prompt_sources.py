@@ -126,6 +126,32 @@ def test_what_is_drawn_follows_from_texts_and_seed_alone(tmp_path, tokenizer):
     assert once <= keys("one.jsonl", limit=None)
 
 
+def test_more_documents_never_unmake_a_prompt(tmp_path, tokenizer):
+    rows = [{"text": document(n)} for n in range(200)]
+    options: dict[str, Any] = {"tokenizer": str(tokenizer), "prefix_tokens": [4, 30]}
+    jsonl(tmp_path / "d.jsonl", *rows[:60])
+    first = draw(tmp_path, documents("d.jsonl", limit=30), **options).prompts
+    groups = dict(
+        zip(
+            ids.storage(first["prompt_id"]).to_pylist(),
+            first["prompt_group"].to_pylist(),
+            strict=True,
+        )
+    )
+    jsonl(tmp_path / "d.jsonl", *rows[::-1])
+
+    def drawn(limit: int) -> dict[bytes, str]:
+        table = draw(tmp_path, documents("d.jsonl", limit=limit), groups=groups, **options).prompts
+        keys = ids.storage(table["prompt_id"]).to_pylist()
+        return dict(zip(keys, table["text"].to_pylist(), strict=True))
+
+    before = drawn(30)
+    assert before.keys() == groups.keys()
+    assert sorted(before.values()) == sorted(first["text"].to_pylist())
+    assert drawn(50).keys() > groups.keys()
+    assert drawn(10).keys() < groups.keys()
+
+
 def test_a_limit_and_repeats_and_short_documents_are_counted(tmp_path, tokenizer):
     rows = [{"text": document(n)} for n in range(20)] + [{"text": document(0)}, {"text": "one"}]
     jsonl(tmp_path / "d.jsonl", *rows)
