@@ -186,6 +186,49 @@ def similar(
     similar_command(Workspace.load(config), text, top, as_json=as_json)
 
 
+@app.command()
+def plan(
+    config: ConfigOption = None,
+    assume: Annotated[
+        list[str] | None, typer.Option(help="Another assumption, NAME=VALUE; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Print what a corpus will cost before anything runs. FILE may also be a pool file."""
+    from assets.plan import plan_command
+
+    plan_command(config, assume or [], as_json=as_json)
+
+
+@app.command()
+def explain(
+    id: Annotated[  # noqa: A002 - the argument's name
+        str, typer.Argument(help="A trajectory or checkpoint, or A:B for a pair; beginnings do.")
+    ],
+    again: Annotated[
+        bool, typer.Option("--again", help="Make the trajectory again and compare (engine local).")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Print where something comes from and what became of it: policy, seed, rule, snapshot."""
+    from assets.provenance import explain_command
+
+    if not explain_command(polar_home(), id, again=again, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def diff(
+    before: Annotated[int, typer.Argument(help="Snapshot to start from.")],
+    after: Annotated[int | None, typer.Argument(help="Snapshot to end at: the newest.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Print what changed between two snapshots: rows, policies, balance, duplicates."""
+    from assets.provenance import diff_command
+
+    diff_command(polar_home(), before, after, as_json=as_json)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: faults that the user can mend are one message, not a traceback."""
     from trainer.errors import TrainerError

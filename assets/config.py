@@ -13,6 +13,8 @@ from pipelines.dedup import DedupSettings
 from pipelines.embedded import PreferenceSettings, PromptSettings
 from pipelines.groups import GroupSettings
 from pipelines.pairs import PairSettings
+from pipelines.plan import PlanSettings
+from pipelines.prompt_sources import PromptSources
 from pipelines.prompts import SplitSettings
 from pipelines.rollouts import RolloutSettings
 from pipelines.settings import Settings, load_yaml
@@ -27,6 +29,9 @@ class LakeSettings(Settings):
     threads: int = Field(default=2, ge=1)
     memory_limit: str = "2GB"
     patience: float = Field(default=60.0, ge=0, description="seconds to wait for other writers")
+    keep_days: float = Field(
+        default=30.0, ge=0, description="how long maintenance keeps snapshots that nothing names"
+    )
 
 
 class BackboneSettings(Settings):
@@ -50,7 +55,11 @@ class RunConfig(Settings):
     lake: LakeSettings = LakeSettings()
     split: SplitSettings = SplitSettings()
     prompts: PromptSettings = PromptSettings()
+    prompt_sources: PromptSources | None = Field(
+        default=None, description="prompts from files, instead of those of the embedded world"
+    )
     rollouts: RolloutSettings = RolloutSettings()
+    plan: PlanSettings = PlanSettings()
     preferences: PreferenceSettings = PreferenceSettings()
     dedup: DedupSettings = DedupSettings()
     pairs: PairSettings = PairSettings()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from typing import Any
 
 import dagster as dg
@@ -79,6 +80,10 @@ class TerminalListener:
         self.out.print(f"{item.title:<34} {state} in {duration(seconds)}", highlight=False)
         if error:
             self.out.print(f"  {error}", markup=False, highlight=False, soft_wrap=True)
+
+    def wait(self, note: str) -> None:
+        """Say that another run is in the way."""
+        self.out.print(note, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take an open bar away."""
@@ -166,21 +171,25 @@ def work_sizes(workspace: Workspace) -> dict[str, str]:
 
 def _pool_sizes(workspace: Workspace) -> dict[str, str]:
     from pipelines import embedded, rollouts
+    from pipelines.prompt_sources import planned
 
     config, policies = workspace.config, workspace.pool.policies
-    prompts = embedded.prompts(config.prompts, config.split, workspace.pool.source)
-    asked = prompts["kind"].to_pylist()
+    if config.prompt_sources:
+        asked = Counter(planned(config.prompt_sources, workspace.config_path.parent))
+    else:
+        table = embedded.prompts(config.prompts, config.split, workspace.pool.source)
+        asked = Counter(table["kind"].to_pylist())
     runs = len(workspace.embedded.runs) if workspace.embedded else 0
     wanted = sum(
-        asked.count(rollouts.answers({"kind": policy.kind, "template": policy.template}))
+        asked[str(rollouts.answers({"kind": policy.kind, "template": policy.template}))]
         for policy in policies
     )
     if config.rollouts.assignment == "sparse":
-        wanted = min(wanted, len(asked) * config.rollouts.policies_per_prompt)
+        wanted = min(wanted, asked.total() * config.rollouts.policies_per_prompt)
     return {
         "embedded_policies": f"{runs} training runs",
         "policies": f"{len(policies)} policies",
-        "prompts": f"{len(asked):,} prompts",
+        "prompts": f"{asked.total():,} prompts",
         "trajectories": f"at most {wanted * config.rollouts.samples:,} answers in all",
     }
 

@@ -6,6 +6,7 @@ Each asset reads the lake, calls one function of `pipelines`, and publishes in o
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets import plots
+from assets.changes import changes_of
 from assets.results import (
     count_plot,
     made,
@@ -58,6 +60,7 @@ def trajectories(
     """Wanted less present, asked of the policy's engine, published in one transaction."""
     from pipelines import embedded, rollouts, staged
     from pipelines.engines.local import LocalEngine
+    from pipelines.hub import check_revision
 
     settings, source = workspace.config.rollouts, workspace.pool.source
     with workspace.lake() as lake:
@@ -74,6 +77,8 @@ def trajectories(
         )
         spec = next(p for p in workspace.pool.policies if p.name == context.partition_key)
         asked = rollouts.prompts_of(policy, prompts, rollouts.assign(prompts, policies, settings))
+        if spec.on_hub:
+            check_revision(spec.weights, spec.revision or "")
         engine = LocalEngine(spec.folder(workspace.home), threads=workspace.config.threads)
         try:
             result = rollouts.rollout(
@@ -149,7 +154,7 @@ def recorded(
                 Replace("preferences", found.preferences, of_sources(sources)),
                 Replace("policies", found.policies, f"source in ({inside})"),
                 Replace("prompts", found.prompts, f"source in ({inside})"),
-                Replace("quarantine", found.quarantine, "true"),
+                Replace("quarantine", found.quarantine, "not starts_with(file, 'prompts of ')"),
                 replace_counts(found.counts, "ingest", sources),
             ],
         )
@@ -232,6 +237,9 @@ def duplicates(
 @dg.asset(
     **asset_kwargs("pairs"),
     pool="corpus",
+    freshness_policy=dg.FreshnessPolicy.time_window(
+        warn_window=timedelta(days=8), fail_window=timedelta(days=15)
+    ),
     description="Two answers to one prompt with a label: same_policy, cross_policy or ambiguous. "
     "What the rules and the budget leave out is counted.",
 )
@@ -261,6 +269,7 @@ def pairs(
             ],
         )
         balance = lake.query("from pair_balance").to_pylist()
+        changed = changes_of(context, workspace, lake, snapshot)
         rulers = pair_rulers(
             lake.query(
                 "select split, label, similarity, length_ratio from pairs "
@@ -283,6 +292,7 @@ def pairs(
             "label shares": plots.table(label_shares(result.counts).to_pylist()),
             "rulers on pairs": plots.table(rulers),
             "kept out": count_plot("pairs kept out, by reason", result.counts),
+            **changed,
             **table_link("pairs", "select label, count(*) from pairs group by 1"),
         },
     )
@@ -373,7 +383,7 @@ def groups(
             for split in ("train", "eval"):
                 path = workspace.groups_file(wrapper, split)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.with_name("snapshot").write_text(f"{before}\n", encoding="utf-8")
+                path.with_name("snapshot").write_text(f"{snapshot}\n", encoding="utf-8")
                 written[f"{wrapper}, {split}"] = export_groups(
                     lake, path, wrapper=wrapper, split=split, sources=sources
                 )

@@ -6,12 +6,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 import dagster as dg
 
-from assets import corpus, evaluation, pool, training
-from assets.automation import refresh_corpus, refresh_schedule
+from assets import corpus, evaluation, maintenance, pool, training
+from assets.automation import new_checkpoints, refresh_corpus, refresh_schedule
 from assets.checks import all_checks
 from assets.workspace import Workspace
+
+# Dagster itself passes this parameter whenever it binds resources to a sensor.
+warnings.filterwarnings("ignore", message="Parameter `owners`", category=dg.BetaWarning)
 
 
 def build_definitions(workspace: Workspace) -> dg.Definitions:
@@ -19,10 +24,11 @@ def build_definitions(workspace: Workspace) -> dg.Definitions:
     recorded = workspace.config.is_recorded
     first = [corpus.recorded] if recorded else [*pool.ASSETS, *corpus.POOL_ASSETS]
     return dg.Definitions(
-        assets=[*first, *corpus.ASSETS, *training.ASSETS, *evaluation.ASSETS],
+        assets=[*first, *corpus.ASSETS, *training.ASSETS, *evaluation.ASSETS, *maintenance.ASSETS],
         asset_checks=all_checks(),
         jobs=[refresh_corpus],
         schedules=[refresh_schedule],
+        sensors=[new_checkpoints],
         resources={"workspace": dg.ResourceDefinition.hardcoded_resource(workspace)},
         executor=dg.in_process_executor,
     )

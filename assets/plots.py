@@ -36,9 +36,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
     """Rows as a Markdown table."""
     if not rows:
         return dg.MetadataValue.md("(no rows)")
-    head = list(rows[0])
+    head = list(dict.fromkeys(name for row in rows for name in row))
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    lines += ["| " + " | ".join(_cell(row[name]) for name in head) + " |" for row in rows]
+    lines += ["| " + " | ".join(_cell(row.get(name, "")) for name in head) + " |" for row in rows]
     return dg.MetadataValue.md("\n".join(lines))
 
 

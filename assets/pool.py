@@ -3,13 +3,19 @@
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 
 from assets import plots
-from assets.results import made, progress_of, table_link
+from assets.progress import Progress
+from assets.results import count_plot, made, progress_of, replace_counts, table_link
 from assets.stages import asset_kwargs
 from assets.workspace import Workspace
+from pipelines import ids
+from pipelines.attach import quoted
+from pipelines.errors import ConfigError
 from pipelines.lake import Change, Replace, Upsert
-from pipelines.schemas import TRAJECTORIES
+from pipelines.prompt_sources import Drawn, draw_prompts, label_prefix
+from pipelines.schemas import COUNTS, QUARANTINE, TRAJECTORIES
 
 
 @dg.asset(
@@ -79,22 +85,25 @@ def policies(
 def prompts(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult:
-    """Write the embedded world's prompts."""
-    from pipelines import embedded
-
-    table = embedded.prompts(
-        workspace.config.prompts, workspace.config.split, workspace.pool.source
-    )
+    """Draw prompts from files, or write those of the embedded world."""
     source = workspace.pool.source
     with workspace.lake() as lake:
-        before = lake.query("select prompt_id, text from prompts where source = ?", [source])
+        before = lake.query(
+            "select prompt_id, text, prompt_group from prompts where source = ?", [source]
+        )
+        drawn = _drawn(workspace, before, progress_of(context, workspace))
+        table = drawn.prompts
         asked = dict(zip(*(table[name].to_pylist() for name in ("prompt_id", "text")), strict=True))
         gone = [
             row["prompt_id"]
             for row in before.to_pylist()
             if asked.get(row["prompt_id"]) != row["text"]
         ]
-        changes: list[Change] = [Replace("prompts", table, f"source = '{source}'")]
+        changes: list[Change] = [
+            Replace("prompts", table, f"source = '{source}'"),
+            Replace("quarantine", drawn.quarantine, _listed(source)),
+            replace_counts(drawn.counts, "ingest", [source]),
+        ]
         if gone:  # what answers them is of no prompt any more; earlier snapshots keep it
             inside = ", ".join(f"'{key}'" for key in gone)
             answers = TRAJECTORIES.schema.empty_table()
@@ -109,11 +118,44 @@ def prompts(
         {
             "dagster/row_count": table.num_rows,
             "gone": len(gone),
+            "kept out": count_plot("rows kept out, by reason", drawn.counts),
             "kinds": plots.bars("prompts by kind and side", kinds),
             "snapshot": snapshot,
             **table_link("prompts"),
         },
     )
+
+
+def _drawn(workspace: Workspace, before: pa.Table, progress: Progress) -> Drawn:
+    """The prompts of the configuration, their account and what was kept out."""
+    from pipelines import embedded
+
+    config, source = workspace.config, workspace.pool.source
+    if config.prompt_sources is None:
+        if workspace.embedded is None:
+            msg = (
+                f"{workspace.config_path}: the pool {source!r} has no prompts; say where they come "
+                "from in `prompt_sources` (docs/prompts.md)"
+            )
+            raise ConfigError(msg)
+        return Drawn(
+            prompts=embedded.prompts(config.prompts, config.split, source),
+            counts=COUNTS.schema.empty_table(),
+            quarantine=QUARANTINE.schema.empty_table(),
+        )
+    keys, groups = ids.storage(before["prompt_id"]), before["prompt_group"]
+    return draw_prompts(
+        config.prompt_sources,
+        source,
+        config.split,
+        workspace.places,
+        dict(zip(keys.to_pylist(), groups.to_pylist(), strict=True)),
+        progress,
+    )
+
+
+def _listed(source: str) -> str:
+    return f"starts_with(file, {quoted(label_prefix(source))})"
 
 
 ASSETS = [embedded_policies, policies, prompts]

@@ -6,14 +6,18 @@ each policy's partition) is a Dagster run of its own, so the UI shows it like an
 
 from __future__ import annotations
 
+import math
 import time
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
+from assets.claims import claim
 from assets.progress import Progress
 from assets.stages import (
     CONFIG_TAG,
@@ -25,6 +29,7 @@ from assets.stages import (
     workspace_policy_ids,
 )
 from assets.workspace import Workspace
+from pipelines import locks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,9 @@ class Listener(Protocol):
 
     def finish(self, item: Item, seconds: float, error: str | None) -> None:
         """An item ended."""
+
+    def wait(self, note: str) -> None:
+        """Another run is in the way, and will be waited for."""
 
 
 def stale_items(workspace: Workspace, instance: dg.DagsterInstance, stage: Stage) -> list[Item]:
@@ -130,21 +138,52 @@ def execute(
 ) -> Outcome:
     """Make what is stale up to the asset `until`.
 
-    A partition that cannot be made is reported and the others go on; a failed stage or blocking
-    check stops the run. What was made stays made: the next run goes on from there.
+    A partition that cannot be made is tried once more after the others, and then reported; the
+    others go on. A failed stage or blocking check stops the run. What was made stays made: the next
+    run goes on from there. Runs of one corpus wait for each other, so that the later one finds
+    what the earlier one made.
+
+    Raises:
+        ConfigError: another pool file claims this pool's source or the name of one of its policies.
     """
     outcome = Outcome()
-    for stage in ancestors(workspace, until):
-        for item in stale_items(workspace, instance, stage):
-            error = _make(workspace, instance, definitions, item, listener)
-            if error is None:
-                outcome.made.append(item)
-                continue
-            outcome.failed.append((item, error))
-            if item.partition is None or failed_checks(workspace, instance, stage, item.partition):
-                outcome.stopped = item.title
-                return outcome
+    wanted = ancestors(workspace, until)
+    with alone(workspace, listener):
+        claim(workspace)
+        for stage in wanted:
+            queue = deque(stale_items(workspace, instance, stage))
+            tried: set[str | None] = set()
+            while queue:
+                item = queue.popleft()
+                error = _make(workspace, instance, definitions, item, listener)
+                if error is None:
+                    outcome.made.append(item)
+                    continue
+                at_fault = failed_checks(workspace, instance, stage, item.partition)
+                if item.partition and not at_fault and item.partition not in tried:
+                    tried.add(item.partition)
+                    queue.append(replace(item, reason=f"once more: {error.splitlines()[0]}"))
+                    continue
+                outcome.failed.append((item, error))
+                if item.partition is None or at_fault:
+                    outcome.stopped = item.title
+                    return outcome
     return outcome
+
+
+@contextmanager
+def alone(workspace: Workspace, listener: Listener | None) -> Iterator[None]:
+    """Hold the lock of this corpus; says so where another run has to be waited for."""
+    workspace.run_lock.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locks.exclusive(workspace.run_lock, patience=0))
+        except locks.WaitedTooLongError:
+            if listener:
+                holder = locks.holders(workspace.run_lock)
+                listener.wait(f"waiting for {holder}, which is making this corpus")
+            stack.enter_context(locks.exclusive(workspace.run_lock, patience=math.inf))
+        yield
 
 
 def _make(

@@ -26,6 +26,7 @@ from assets.digests import code_digest, digest
 from assets.workspace import Workspace
 from pipelines.attach import CATALOG
 from pipelines.errors import ConfigError
+from pipelines.prompt_sources import stamp
 
 CONFIG_TAG = "polar/config"
 PROVENANCE = "provenance"
@@ -54,6 +55,14 @@ class Stage:
 
 def _section(name: str) -> Callable[[Workspace], Any]:
     return lambda w: getattr(w.config, name)
+
+
+def _prompt_settings(workspace: Workspace) -> dict[str, Any]:
+    config = workspace.config
+    if config.prompt_sources is None:
+        return {"settings": [config.prompts, config.split, workspace.embedded]}
+    files = stamp(config.prompt_sources, workspace.config_path.parent)
+    return {"files": files, "settings": [config.prompt_sources, config.split]}
 
 
 def _no_preferences(workspace: Workspace) -> str | None:
@@ -88,8 +97,8 @@ _POOL = (
     Stage(
         name="prompts",
         group="pool",
-        code=("pipelines.embedded",),
-        settings=lambda w: [w.config.prompts, w.config.split, w.embedded],
+        code=("pipelines.embedded", "pipelines.prompt_sources"),
+        settings=lambda w: _prompt_settings(w),
     ),
     Stage(
         name="trajectories",

@@ -86,7 +86,7 @@ def loss_curve(name: str, lines: list[dict[str, Any]]) -> dg.MarkdownMetadataVal
 
 
 def groups_snapshot(workspace: Workspace) -> int | None:
-    """The lake snapshot that this configuration's groups were made from."""
+    """The lake snapshot that shows this configuration's groups and all that they name."""
     path = workspace.groups_file("pretrain", "train").with_name("snapshot")
     return int(path.read_text(encoding="utf-8")) if path.exists() else None
 

@@ -21,7 +21,9 @@ from pipelines.embedded import EmbeddedPool
 from pipelines.errors import ConfigError
 from pipelines.lake import Lake
 from pipelines.policies import Pool, load_pool, policies_table
+from pipelines.prompt_sources import Places
 from pipelines.settings import parse
+from pipelines.watch import Watch
 
 DEFAULT_CONFIG = PROJECT / "configs" / "demo.yaml"
 
@@ -93,17 +95,35 @@ class Workspace:
             self._reader = self.lake(read_only=True)
         return self._reader
 
-    @cached_property
+    @property
     def pool(self) -> Pool:
-        """The pool file named by the configuration.
+        """The pool file named by the configuration, with the checkpoints that are there now.
 
         Raises:
             ConfigError: the configuration has no pool, or the file does not hold.
         """
+        return self._pool_file.with_checkpoints(self.home)
+
+    @property
+    def pool_watches(self) -> tuple[Watch, ...]:
+        """The runs whose checkpoints become policies."""
+        return self._pool_file.watch
+
+    @cached_property
+    def _pool_file(self) -> Pool:
+        return load_pool(self.pool_path)
+
+    @property
+    def pool_path(self) -> Path:
+        """Where the pool file is.
+
+        Raises:
+            ConfigError: the configuration has no pool.
+        """
         if self.config.pool is None:
             msg = f"{self.config_path}: this configuration has no policy pool"
             raise ConfigError(msg)
-        return load_pool(self.config_path.parent / self.config.pool)
+        return (self.config_path.parent / self.config.pool).resolve()
 
     @cached_property
     def embedded(self) -> EmbeddedPool | None:
@@ -117,11 +137,13 @@ class Workspace:
 
         Weights are read again only where sizes or times of their files have changed.
         """
-        folders = [policy.folder(self.home) for policy in self.pool.policies]
+        pool = self.pool
+        folders = [policy.folder(self.home) for policy in pool.policies]
         files = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
-        stamp = [(path, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+        files_now = [(path, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+        stamp = (pool, files_now)
         if self._policies is None or self._policies[0] != stamp:
-            self._policies = (stamp, *policies_table(self.pool, self.home, self.config.split))
+            self._policies = (stamp, *policies_table(pool, self.home, self.config.split))
         return self._policies[1:]
 
     def recorded_data(self) -> Path:
@@ -153,6 +175,12 @@ class Workspace:
         return self.home / "staging" / "rollouts"
 
     @property
+    def run_lock(self) -> Path:
+        """Held by whoever makes this corpus: runs that share prompts and answers take turns."""
+        corpus = self.config.name if self.config.is_recorded else f"pool-{self.pool.source}"
+        return self.home / "staging" / f"{corpus}.lock"
+
+    @property
     def work_dir(self) -> Path:
         """Files between stages. What is deleted there is made again."""
         return self.home / "staging" / self.config.name
@@ -161,6 +189,11 @@ class Workspace:
     def signatures_file(self) -> Path:
         """MinHash signatures of this configuration's answers, for `pairs` and `polar similar`."""
         return self.work_dir / "signatures.parquet"
+
+    @property
+    def places(self) -> Places:
+        """Where prompt files and tokenizers are looked for."""
+        return Places(base=self.config_path.parent, policies=self.policies_dir)
 
     @property
     def sources_file(self) -> Path:

@@ -14,9 +14,11 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines import ids, prompts, schemas
 from pipelines.errors import ConfigError, PolicyUnavailableError
-from pipelines.settings import Settings, load_yaml
+from pipelines.settings import Settings, load_yaml, parse
+from pipelines.watch import Watch
 
 SLOT = "{prompt}"
+UNVERIFIED = "unverified"
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 CONFIGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.*", "merges.txt", "*.jinja")
@@ -42,7 +44,9 @@ class PoolPolicy(Settings):
     parent: str | None = None
     lineage_step: int | None = Field(default=None, ge=0)
     template: str = SLOT
-    licence: str | None = None
+    licence: str | None = Field(default=None, description="or `unverified`")
+    licence_source: str | None = Field(default=None, description="where that is said")
+    parameters: float | None = Field(default=None, gt=0, description="of the model, for `plan`")
     split: Literal["train", "test"] | None = None
 
     @field_validator("template")
@@ -68,6 +72,11 @@ class PoolPolicy(Settings):
         """The policy group: the policy's own name where none is given."""
         return self.policy_group or self.name
 
+    @property
+    def on_hub(self) -> bool:
+        """Whether the weights are a hub's revision."""
+        return self.engine == "vllm" and self.revision is not None
+
     def folder(self, home: Path) -> Path:
         """Where local weights lie."""
         return home / "policies" / self.weights
@@ -86,11 +95,16 @@ class Pool(Settings):
     """A pool file: a source name, its policies, and the training recipes of embedded ones."""
 
     source: str = Field(min_length=1)
-    policies: tuple[PoolPolicy, ...] = Field(min_length=1)
+    policies: tuple[PoolPolicy, ...] = ()
     embedded: dict[str, Any] | None = None
+    watch: tuple[Watch, ...] = ()
+    require_licence: bool = Field(default=False, description="policies without one do not answer")
 
     @model_validator(mode="after")
     def _consistent(self) -> Pool:
+        if not self.policies and not self.watch:
+            msg = "names no `policies` and watches no run for checkpoints; give some"
+            raise ValueError(msg)
         positions: dict[str, int] = {}
         sides: dict[str, PoolPolicy] = {}
         for position, policy in enumerate(self.policies, 1):
@@ -116,7 +130,24 @@ class Pool(Settings):
                     f"pool; named here: {', '.join(positions)}"
                 )
                 raise ValueError(msg)
+        for watch in self.watch:
+            if watch.parent is not None and watch.parent not in positions:
+                msg = f"watch {watch.name!r} has parent {watch.parent!r}, which is not in the pool"
+                raise ValueError(msg)
         return self
+
+    def with_checkpoints(self, home: Path) -> Pool:
+        """The pool with the whole checkpoints of the runs that it watches.
+
+        Raises:
+            ConfigError: a checkpoint has the name of another policy, or an unknown parent.
+        """
+        found = [entry for watch in self.watch for entry in watch.policies(home)]
+        if not found:
+            return self
+        said = self.model_dump()
+        said["policies"] = [*said["policies"], *found]
+        return parse(said, Pool, f"pool {self.source!r} with checkpoints")
 
     def side(self, policy: PoolPolicy, settings: prompts.SplitSettings) -> str:
         """The side that a member of the policy's group names, else the group's hash side."""
@@ -171,6 +202,15 @@ def _essential(path: Path) -> str:
     return json.dumps({k: v for k, v in content.items() if k not in INCIDENTAL}, sort_keys=True)
 
 
+def _demand_licence(pool: Pool, policy: PoolPolicy) -> None:
+    if pool.require_licence and policy.licence in (None, "", UNVERIFIED):
+        msg = (
+            f"pool {pool.source!r} demands a licence (require_licence) and policy {policy.name!r} "
+            f"has {policy.licence or 'none'}; find out, and write it and where it is said"
+        )
+        raise PolicyUnavailableError(msg)
+
+
 def revision_of(policy: PoolPolicy, home: Path) -> str:
     """What tells the policy's weights from all others: their fingerprint, or `name@revision`.
 
@@ -206,6 +246,7 @@ def policies_table(
     unavailable: dict[str, str] = {}
     for policy in pool.policies:
         try:
+            _demand_licence(pool, policy)
             revisions[policy.name] = revision_of(policy, home)
         except (PolicyUnavailableError, OSError) as error:
             unavailable[policy.name] = str(error)

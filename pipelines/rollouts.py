@@ -271,7 +271,8 @@ def _make(
     completions = engine.generate(requests)
     answered = [completion.finish_reason != "prompt_too_long" for completion in completions]
     refused = _excluded(policy, batch.filter([not one for one in answered]), "prompt_too_long")
-    flags = quality.flags(pa.array([one.text for one in completions], pa.string())).to_pylist()
+    texts = pa.array([one.text for one in completions], pa.string())
+    flags = quality.flags(texts, batch["text"]).to_pylist()
     shared = {
         "policy_id": _raw(policy["policy_id"]),
         "sampling_id": settings.sampling.sampling_id,
@@ -285,7 +286,7 @@ def _make(
     for row, request, completion, marks in zip(rows, requests, completions, flags, strict=True):
         if completion.finish_reason == "prompt_too_long":
             continue
-        text, cut = _finish(completion, marks)
+        text, cut = finish(completion)
         if completion.finish_reason == "length":
             marks.append("truncated")
         made.append(
@@ -308,10 +309,11 @@ def _make(
     return _table(made), refused
 
 
-def _finish(completion: Completion, marks: Sequence[str]) -> tuple[str, str | None]:
+def finish(completion: Completion) -> tuple[str, str | None]:
     """The text as kept, and what was cut: a loop, or else an ending that the limit broke off."""
-    if "loop" in marks:
-        return quality.cut_loop(completion.text)[0], "loop"
+    text, looped = quality.cut_loop(completion.text)
+    if looped:
+        return text, "loop"
     if completion.finish_reason == "length":
         text, shortened = quality.cut_sentence(completion.text)
         return text, "sentence" if shortened else None

@@ -33,7 +33,15 @@ SPLITS = ("train", "eval")  # of pairs, groups and preferences
 LABELS = ("same_policy", "cross_policy", "ambiguous")
 RELATIONS = ("same", "sibling", "same_family", "other_family")
 SCOPES = ("prompt", "corpus")
-FLAGS = ("empty", "loop", "truncated", "control_characters", "replacement_character")
+FLAGS = (
+    "empty",
+    "loop",
+    "truncated",
+    "control_characters",
+    "replacement_character",
+    "refusal",
+    "other_language",
+)
 
 
 def cell_of(prompt_side: str, policy_side: str) -> str:
@@ -113,6 +121,7 @@ PROMPTS = Table(
         _opt("messages", MESSAGES, "all turns, where there are several"),
         _c("kind", TEXT, "prefix (to be continued) or instruction"),
         _c("source", TEXT, "collection it comes from"),
+        _opt("origin", TEXT, "file and row that it was drawn from"),
         _opt("category", TEXT, "topic or task"),
         _c("prompt_group", TEXT, "equal and near-equal prompts share it; the unit of splitting"),
         _opt("reference", TEXT, "gold answer or reference text"),
@@ -287,7 +296,7 @@ COUNTS = Table(
 QUARANTINE = Table(
     "quarantine",
     ("file", "row"),
-    "Bad input rows: where, what is wrong, and how to mend it. The good ones went on.",
+    "Rows kept out: bad ones, and prompts that evaluation sets know. The others went on.",
     (
         _c("file", TEXT, "input file name"),
         _c("row", LONG, "1-based line (JSONL) or row (Parquet)"),

@@ -70,6 +70,8 @@ POOL_OVERVIEW = View(
         "empty": "share of answers flagged empty",
         "loop": "share flagged loop",
         "truncated": "share flagged truncated",
+        "refusal": "share flagged refusal",
+        "other_language": "share flagged other_language",
         "repeated": "share in a duplicate cluster within its prompt",
         "correct": "share found correct, among those that can be checked",
     },
@@ -83,6 +85,8 @@ POOL_OVERVIEW = View(
            avg(list_contains(t.flags, 'empty')::int) as empty,
            avg(list_contains(t.flags, 'loop')::int) as loop,
            avg(list_contains(t.flags, 'truncated')::int) as truncated,
+           avg(list_contains(t.flags, 'refusal')::int) as refusal,
+           avg(list_contains(t.flags, 'other_language')::int) as other_language,
            count(d.trajectory_id) / nullif(count(t.trajectory_id), 0) as repeated,
            avg(t.correct::int) as correct
     from policies as p

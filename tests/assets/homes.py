@@ -20,6 +20,7 @@ import dagster as dg
 import pytest
 import yaml
 
+from assets.claims import CLAIMS
 from assets.definitions import build_definitions
 from assets.progress import Progress
 from assets.run import Item, Outcome, execute, plan
@@ -44,6 +45,9 @@ class Watch:
     def finish(self, item: Item, seconds: float, error: str | None) -> None:
         self.finished.append((item.title, error))
 
+    def wait(self, note: str) -> None:
+        self.finished.append((note, None))
+
 
 @dataclass(frozen=True)
 class Home:
@@ -57,6 +61,7 @@ class Home:
         """The same home elsewhere, configuration and pool file included: free to change."""
         home = replace(self, path=to / "home", config=to / self.config.name)
         shutil.copytree(self.path, home.path)
+        (home.path / CLAIMS).unlink(missing_ok=True)  # its pool file is another one, too
         for file in self.config.parent.glob("*.yaml"):
             shutil.copy(file, to / file.name)
         return home

@@ -21,6 +21,9 @@ OPTIONS = {
     "finetune": ["checkpoint", "--data", "--out", "--config", "--set", "--recipe", "--json"],
     "evaluate": ["checkpoint", "--suite", "--data", "--out", "--json"],
     "similar": ["text", "--top", "--config", "--json"],
+    "plan": ["--config", "--assume", "--json"],
+    "explain": ["id", "--again", "--json"],
+    "diff": ["before", "after", "--json"],
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipelines.lake import Lake
-from tests.assets.homes import ENV, ROOT, TINY, Home, refused
+from tests.assets.homes import ENV, ROOT, TINY, Home, Watch, refused
 from tests.assets.recorded_data import records
 
 
@@ -222,3 +223,54 @@ def test_the_command_is_installed():
         [polar, "--help"], capture_output=True, text=True, check=True, env={**os.environ, **ENV}
     )
     assert "run" in done.stdout
+
+
+def test_two_pools_that_claim_one_source(polar, made: Home, tmp_path: Path):
+    home = made.copy(tmp_path)
+    arguments = ("run", "-c", str(home.config), "--until", "policies")
+    assert polar(*arguments, home=home.path)[0] == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in ("run.yaml", "pool.yaml"):
+        shutil.copy(home.config.parent / file, other / file)
+    theirs = Home(home.path, other / "run.yaml")
+    assert polar("run", "-c", str(theirs.config), "--until", "policies")[0] == 0  # the same pool
+    theirs.edit("run.yaml", name="theirs")
+    theirs.edit(
+        "pool.yaml", policies=theirs.workspace().pool.model_dump(mode="json")["policies"][:2]
+    )
+    before = home.one("from lake.current_snapshot()")
+    refused(
+        polar("run", "-c", str(theirs.config), "--until", "policies"),
+        "two pools that both claim the source 'tiny'",
+        "another POLAR_HOME",
+    )
+    theirs.edit("pool.yaml", source="elsewhere")
+    message = "both name a policy 'school'; rename one of them"
+    refused(polar("run", "-c", str(theirs.config), "--until", "policies"), message, "'elsewhere'")
+    assert home.one("from lake.current_snapshot()") == before
+    (home.config.parent / "pool.yaml").rename(home.config.parent / "moved.yaml")
+    assert theirs.run("policies").ok  # whose file is gone claims nothing
+
+
+def test_a_policy_that_fails_is_tried_once_more_and_the_others_are_made(made: Home, tmp_path: Path):
+    home = made.copy(tmp_path)
+    pool = home.workspace().pool.model_dump(mode="json")["policies"]
+    shutil.copytree(home.path / "policies" / "ash", home.path / "policies" / "broken")
+    file = home.path / "policies" / "broken" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    more = {"kind": "chat", "template": "{prompt} ", "split": "train"}
+    new = [
+        {"name": "broken", "weights": "broken", **more},
+        {"name": "sound", "weights": "ash", **more},
+    ]
+    home.edit("pool.yaml", policies=[*pool, *new])
+    watch = Watch()
+    outcome = home.run("trajectories", watch)
+    assert [item.title for item in outcome.made] == ["policies", "trajectories: sound"]
+    ((item, error),) = outcome.failed
+    assert (item.title, outcome.stopped) == ("trajectories: broken", None)
+    assert item.reason.startswith("once more: ")
+    assert "does not load" in error
+    assert [title for title, _ in watch.finished].count("trajectories: broken") == 2
+    assert home.one("select count(distinct policy_id) from trajectories") == 7

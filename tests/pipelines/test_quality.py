@@ -139,3 +139,119 @@ def test_flags_are_cheap():
     start = time.process_time()
     quality.flags(texts)
     assert time.process_time() - start < 8 * 5_000 / 137_000 * 3  # thrice the budget: a busy core
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("Where is the station, please?", "latin"),
+        ("Tôi không biết nhà ga ở đâu.", "latin"),
+        ("Где находится вокзал, скажите?", "cyrillic"),
+        ("Πού είναι ο σταθμός, παρακαλώ;", "greek"),
+        ("أين تقع محطة القطار من فضلك؟", "arabic"),
+        ("איפה תחנת הרכבת בבקשה?", "hebrew"),
+        ("कृपया बताइए रेलवे स्टेशन कहाँ है?", "devanagari"),
+        ("รถไฟสถานีอยู่ที่ไหนครับ", "thai"),
+        ("기차역이 어디에 있는지 알려 주세요.", "hangul"),
+        ("请问火车站在哪里？我想坐车去北京。", "han"),
+        ("駅はどこですか。東京へ行きたいです。", "kana"),
+        ("東京都庁の所在地は新宿区西新宿である。", "kana"),
+        ("def add(a, b):\n    return a + b  # 相加", "latin"),
+        ("42 + 17 = 59", ""),
+        ("😀🎉" * 20, ""),
+        ("ok", ""),
+        ("Moskva Москва Moskva Москва Moskva Москва", ""),
+    ],
+)
+def test_the_script_of_a_text(text, script):
+    assert quality.scripts(pa.array([text])).tolist() == [script]
+
+
+def test_an_answer_in_another_script_than_its_prompt_is_flagged():
+    asked = [
+        "Where is the station, please?",
+        "请问火车站在哪里？我想坐车。",
+        "Add 2 and 2, please.",
+        None,
+    ]
+    said = ["Вокзал находится на севере города.", "火车站在城市的北边，走十分钟。", "4",
+            "The station is in the north."]  # fmt: skip
+    found = quality.flags(pa.array(said), pa.array(asked)).to_pylist()
+    assert found == [["other_language"], [], [], []]
+    assert quality.flags(pa.array(said)).to_pylist() == [[], [], [], []]
+    chunked = pa.chunked_array([pa.array(asked[:1]), pa.array(asked[1:])])
+    assert quality.flags(pa.array(said), chunked).to_pylist() == found
+    swapped = quality.flags(pa.array(said[1:3]), pa.array(asked[0:2])).to_pylist()
+    assert swapped == [["other_language"], []]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that request.",
+        "I’m sorry, but as an AI I cannot provide instructions for this.",
+        "I am so sorry, I am unable to answer this.",
+        "I cannot assist with that.",
+        '"I can\'t help with this."',
+        "I must decline to create such a text.",
+        "As an AI language model, I don't have personal opinions.",
+        "As a large language model I am not able to browse the web.",
+        "Je suis désolé, mais je ne peux pas vous aider avec cela.",
+        "Es tut mir leid, aber ich kann Ihnen dabei nicht helfen.",
+        "Lo siento, pero no puedo ayudarte con eso.",
+        "Desculpe, mas não posso ajudar com isso.",
+        "Mi dispiace, ma non posso aiutarti.",
+        "Извините, но я не могу помочь с этим запросом.",
+        "К сожалению, я не могу ответить на этот вопрос.",
+        "很抱歉，我无法提供这方面的帮助。",
+        "对不起，作为人工智能助手，我不能回答这个问题。",
+        "作为一个AI语言模型，我无法回答这个问题。",
+        "申し訳ございませんが、その質問にはお答えできません。",
+        "죄송합니다. 해당 요청은 도와드릴 수 없습니다.".replace(". ", ", "),
+    ],
+)
+def test_refusals_are_flagged(text):
+    assert "refusal" in flags_of(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry to hear that your dog is ill. Here is what you can do.",
+        "Sorry for the delay! The answer is 4.",
+        "He said: I cannot help you, and went home.",
+        "The machine cannot assist with heavy loads.",
+        "As an AI engineer you will write a lot of code.",
+        "I can help with that. First, open the lid.",
+        "Es tut mir leid, das zu hören. Hier sind drei Vorschläge.",
+        "抱歉让您久等了，答案是四。",
+        "Je peux vous aider avec plaisir.",
+        "I can't believe how good this soup is!",
+    ],
+)
+def test_what_is_no_refusal(text):
+    assert flags_of(text) == []
+
+
+def test_flags_with_prompts_are_cheap():
+    text = "The quick brown fox jumps over the lazy dog number {}. " * 18
+    texts = pa.array([text.format(*range(i, i + 18)) for i in range(2_000)])
+    start = time.process_time()
+    quality.flags(texts)
+    alone = time.process_time() - start
+    start = time.process_time()
+    quality.flags(texts, texts)
+    assert time.process_time() - start < 20 * alone + 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("यह पहला वाक्य है। दूसरा वाक्य अधू", "यह पहला वाक्य है।"),
+        ("هل هذا صحيح؟ نعم، هذا صح", "هل هذا صحيح؟"),
+        ("これは文です。次の文は途", "これは文です。"),
+        ("Это правда! А вот это ещё не", "Это правда!"),
+    ],
+)
+def test_last_complete_sentence_in_several_scripts(text, kept):
+    assert quality.cut_sentence(text) == (kept, True)

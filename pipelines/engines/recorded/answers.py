@@ -63,6 +63,7 @@ def recorded_answers(
         table["finished"],
         now,
         progress,
+        table["prompt"] if "prompt" in table.column_names else None,
     )
 
 
@@ -79,8 +80,12 @@ def _table(
     finished: pa.ChunkedArray,
     now: datetime,
     progress: Callable[[int, int, str], None] | None = None,
+    asked: pa.ChunkedArray | None = None,
 ) -> pa.Table:
-    """Complete the columns of recorded answers with what follows from text and `finished`."""
+    """Complete the columns of recorded answers with what follows from text and `finished`.
+
+    `asked` are the prompts' texts, null where the row does not give it.
+    """
     text = columns["text"]
     rows = len(text)
     hashes: list[bytes] = []
@@ -89,11 +94,16 @@ def _table(
         part = text.slice(start, SLICE)
         hashes += [ids.content_id("text", value) for value in part.to_pylist()]
         ended = finished.slice(start, SLICE).to_pylist()
+        prompt = None if asked is None else asked.slice(start, SLICE).cast(pa.string())
         flags.append(
             pa.array(
                 [
-                    found if end in (True, None) else [*found, "truncated"]
-                    for found, end in zip(quality.flags(part).to_pylist(), ended, strict=True)
+                    found
+                    if end in (True, None)
+                    else sorted([*found, "truncated"], key=schemas.FLAGS.index)
+                    for found, end in zip(
+                        quality.flags(part, prompt).to_pylist(), ended, strict=True
+                    )
                 ],
                 schemas.TEXTS,
             )

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -57,9 +57,13 @@ class Ledger:
         field: str,
         problem: str,
         raw: str,
+        what: Literal["quarantined", "excluded"] = "quarantined",
     ) -> None:
-        """Quarantine one row; `reason` is one word for the counts, `problem` is for the reader."""
-        self._counts[source, "quarantined", batch.label, reason] += 1
+        """Quarantine one row; `reason` is one word for the counts, `problem` is for the reader.
+
+        `what` is `excluded` for a sound row that is listed because people will ask where it went.
+        """
+        self._counts[source, what, batch.label, reason] += 1
         self._bad.append(
             {
                 "file": batch.file,
