@@ -11,13 +11,16 @@ import dagster as dg
 from assets import corpus, evaluation, pool, training
 from assets.automation import refresh_corpus, refresh_schedule
 from assets.checks import all_checks
+from assets.trajectories import trajectories_of
 from assets.workspace import Workspace
 
 
 def build_definitions(workspace: Workspace) -> dg.Definitions:
     """The definitions of a workspace's configuration."""
-    recorded = workspace.config.is_recorded
-    first = [corpus.recorded] if recorded else [*pool.ASSETS, *corpus.POOL_ASSETS]
+    if workspace.config.is_recorded:
+        first = [corpus.recorded]
+    else:
+        first = [*pool.ASSETS, trajectories_of(workspace), *corpus.POOL_ASSETS]
     return dg.Definitions(
         assets=[*first, *corpus.ASSETS, *training.ASSETS, *evaluation.ASSETS],
         asset_checks=all_checks(),

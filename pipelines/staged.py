@@ -8,20 +8,34 @@ them calls `clear` afterwards.
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import ids, schemas
+from pipelines import ids, locks, schemas
 
 SCHEMA = schemas.TRAJECTORIES.schema
 JOURNAL = "journal.jsonl"
 Row = Mapping[str, Any]  # of the trajectories table; ids are raw bytes
+
+
+@contextmanager
+def owned(staging: Path, policy_id: UUID | bytes) -> Iterator[None]:
+    """Hold a policy's staging, so that two runs at once do not make its answers twice.
+
+    The other run waits; it reads what is present after this one has published.
+    """
+    staging.mkdir(parents=True, exist_ok=True)
+    with locks.exclusive(staging / f"{ids.text(policy_id)}.lock", math.inf):
+        yield
 
 
 def table_of(rows: Sequence[Row]) -> pa.Table:

@@ -55,7 +55,7 @@ def account(folder: Path, options: VllmOptions) -> tuple[str, float, float]:
         need = weights + options.kv_cache_gib + RUNTIME_GIB
         have = available()
         parts = (
-            f"weights {weights:.1f} GiB, keys and values {options.kv_cache_gib:.1f} GiB, vLLM "
+            f"weights {weights:.1f} GiB, keys and values {options.kv_cache_gib} GiB, vLLM "
             f"itself {RUNTIME_GIB:.1f} GiB"
         )
         remedy = "lower kv_cache_gib, take a smaller dtype, or a machine with more memory"

@@ -43,7 +43,7 @@ class VllmOptions(AskOptions):
     )
     tensor_parallel: int = Field(default=1, ge=1, description="GPUs that share one model")
     gpu_memory: float = Field(default=0.9, gt=0, le=1, description="share of each GPU's memory")
-    kv_cache_gib: float = Field(default=2.0, gt=0, description="keys and values on a CPU, GiB")
+    kv_cache_gib: int = Field(default=2, ge=1, description="keys and values on a CPU, GiB")
     start_timeout: float = Field(default=900.0, gt=0, description="seconds until it is healthy")
     arguments: tuple[str, ...] = Field(
         default=(), description="further arguments of vLLM's server, as they are"

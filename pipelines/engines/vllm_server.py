@@ -81,7 +81,7 @@ def environment(options: VllmOptions, *, offline: bool) -> dict[str, str]:
     if offline:
         found["HF_HUB_OFFLINE"] = "1"
     if not memory.on_gpu(options):
-        found["VLLM_CPU_KVCACHE_SPACE"] = f"{options.kv_cache_gib:g}"
+        found["VLLM_CPU_KVCACHE_SPACE"] = str(options.kv_cache_gib)
         found.setdefault("OMP_NUM_THREADS", "1")
     return found
 

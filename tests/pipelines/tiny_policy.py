@@ -11,8 +11,11 @@ WORDS = "the river carries seven red boats past an old mill while birds answer f
 CONTEXT = 160
 
 
-def save(folder: Path) -> Path:
-    """Write a policy whose answers end, now and then, at one of several stop tokens."""
+def save(folder: Path, *, head: int = 8) -> Path:
+    """Write a policy whose answers end, now and then, at one of several stop tokens.
+
+    `head` is the width of its heads: vLLM on a CPU wants 32 or more.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -32,7 +35,7 @@ def save(folder: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(fast),
-        hidden_size=32,
+        hidden_size=4 * head,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
