@@ -55,7 +55,8 @@ def open_engine(
 
 def _vllm(policy: PoolPolicy, options: VllmOptions, home: Path) -> Engine:
     from pipelines.engines import memory, vllm_server, wire
-    from pipelines.engines.openai import Endpoint, OpenAIEngine
+    from pipelines.engines.asking import Endpoint
+    from pipelines.engines.openai import OpenAIEngine
 
     python = vllm_server.interpreter()
     model, opening, note = policy.weights, None, ""
@@ -82,7 +83,8 @@ def _vllm(policy: PoolPolicy, options: VllmOptions, home: Path) -> Engine:
 
 
 def _openai(policy: PoolPolicy, options: OpenAIOptions, account: Path) -> Engine:
-    from pipelines.engines.openai import Endpoint, OpenAIEngine
+    from pipelines.engines.asking import Endpoint
+    from pipelines.engines.openai import OpenAIEngine
     from pipelines.engines.spending import Ledger
 
     endpoint = Endpoint(

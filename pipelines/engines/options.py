@@ -30,6 +30,16 @@ class AskOptions(Settings):
         default=900.0, gt=0, description="seconds without any answer after which it is given up"
     )
 
+    @model_validator(mode="after")
+    def _patience_outlasts_a_request(self) -> AskOptions:
+        if self.patience < self.request_timeout:
+            msg = (
+                f"patience {self.patience:g} is shorter than request_timeout "
+                f"{self.request_timeout:g}: one slow request would end the policy; raise patience"
+            )
+            raise ValueError(msg)
+        return self
+
 
 class VllmOptions(AskOptions):
     """A vLLM server that is started for the policy and stopped after it."""

@@ -124,6 +124,7 @@ class Server:
         Raises:
             PolicyUnavailableError: it ended, or was not healthy in time; with its last words.
         """
+        self._given_up.clear()
         with self._lock:
             if self._process is None:
                 self._start()

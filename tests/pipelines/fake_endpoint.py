@@ -42,6 +42,9 @@ class Endpoint:
             def log_message(self, *_: Any) -> None:
                 return
 
+            def do_GET(self) -> None:  # noqa: N802 - the name that http.server wants
+                self.send(200, {"version": "0", "data": [{"max_model_len": 100}]}, {})
+
             def do_POST(self) -> None:  # noqa: N802 - the name that http.server wants
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with outer._lock:
@@ -59,7 +62,9 @@ class Endpoint:
                 if reply is None:  # hang up
                     self.close_connection = True
                     return
-                status, said, headers = reply
+                self.send(*reply)
+
+            def send(self, status: int, said: Any, headers: dict[str, str]) -> None:
                 data = said if isinstance(said, bytes) else json.dumps(said).encode()
                 self.send_response(status)
                 for name, value in headers.items():

@@ -10,9 +10,10 @@ import traceback
 import pytest
 
 from pipelines import ids, rollouts, staged
-from pipelines.engines import choose, openai, wire
+from pipelines.engines import asking, choose, wire
+from pipelines.engines.asking import Endpoint
 from pipelines.engines.base import Completion, Request, SetAside
-from pipelines.engines.openai import Endpoint, OpenAIEngine
+from pipelines.engines.openai import OpenAIEngine
 from pipelines.engines.options import AskOptions, OpenAIOptions
 from pipelines.engines.sampling import SamplingSettings
 from pipelines.engines.spending import CapReachedError, Ledger
@@ -29,7 +30,7 @@ SAMPLING = SamplingSettings(max_tokens=10)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(openai, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(asking, "FIRST_DELAY", 0.01)
 
 
 @pytest.fixture
@@ -168,10 +169,10 @@ def test_retry_after_does_not_trust_our_clock():
 def test_an_endpoint_that_stays_silent_is_given_up(endpoint):
     fake = endpoint(lambda body, i: (429, {"error": {"message": "slow down"}}, {}))
     with pytest.raises(PolicyUnavailableError, match=r"no answer for .*429: slow down"):
-        ask(engine(fake, patience=0.2), requests("a"))
+        ask(engine(fake, request_timeout=1.5, patience=1.5), requests("a"))
     fake.close()
     with pytest.raises(PolicyUnavailableError, match=r"127.0.0.1.*no answer for"):
-        ask(engine(fake, patience=0.2), requests("a"))
+        ask(engine(fake, request_timeout=1.5, patience=1.5), requests("a"))
 
 
 def test_a_request_that_hangs_is_set_aside_and_the_others_go_on(endpoint):
@@ -181,12 +182,12 @@ def test_a_request_that_hangs_is_set_aside_and_the_others_go_on(endpoint):
         return good(body)
 
     fake = endpoint(answer)
-    answers = ask(engine(fake, request_timeout=0.5), requests("a", "wedge", *"bcdefgh"))
+    answers = ask(engine(fake, request_timeout=1.5), requests("a", "wedge", *"bcdefgh"))
     (aside,) = [a for a in answers if isinstance(a, SetAside)]
-    assert (aside.reason, aside.detail) == ("timed_out", "no answer in 0.5 s")
+    assert (aside.reason, aside.detail) == ("timed_out", "no answer in 1.5 s")
     assert aside.trajectory_id == requests("a", "wedge")[1].trajectory_id
     assert len(answers) == 9
-    assert sum(body["prompt"] == "wedge" for body in fake.bodies) == openai.FAILURES
+    assert sum(body["prompt"] == "wedge" for body in fake.bodies) == asking.FAILURES
 
 
 # --- nonsense
@@ -217,7 +218,7 @@ def test_nonsense_is_tried_again_then_set_aside_with_the_reason(endpoint, name):
     assert len(answers) == 6
     assert {a.reason for a in aside} == {"bad_answer"}
     assert why in aside[0].detail
-    assert sum(body["prompt"] == "bad" for body in fake.bodies) == openai.FAILURES
+    assert sum(body["prompt"] == "bad" for body in fake.bodies) == asking.FAILURES
 
 
 def test_nonsense_once_is_forgiven(endpoint):
@@ -275,6 +276,90 @@ def test_what_waiting_does_not_mend_stops_at_once(endpoint, status, said, messag
     with pytest.raises(PolicyUnavailableError, match=message):
         ask(engine(fake), requests("a"))
     assert len(fake.bodies) == 1
+
+
+# --- a server of our own
+
+
+class FakeServer:
+    """Dies when it is told to, and hangs up on everybody until it is started again."""
+
+    def __init__(self, fake):
+        self.url = fake.url.removesuffix("/v1")
+        self.generation, self.dead, self.log = 0, False, "the log"
+
+    def start(self):
+        self.generation = self.generation or 1
+
+    def restart(self):
+        self.generation += 1
+        self.dead = False
+
+    def healthy(self):
+        return not self.dead
+
+    def give_up(self):
+        pass
+
+    stop = give_up
+
+
+def served(fake, server, **options):
+    said = {"request_timeout": 5, "patience": 5, "concurrency": 8} | options
+    place = Endpoint(model="m", chat=False)
+    return OpenAIEngine(place, AskOptions(**said), name="vllm", server=server)
+
+
+def test_who_kills_the_server_is_set_aside_and_no_neighbour(endpoint):
+    def answer(body, _):
+        time.sleep(0.02)
+        if "poison" in body["prompt"]:
+            server.dead = True
+        return None if server.dead else good(body)
+
+    fake = endpoint(answer)
+    server = FakeServer(fake)
+    prompts = [f"poison {i}" if i in (5, 30) else str(i) for i in range(40)]
+    answers = ask(served(fake, server), requests(*prompts))
+    assert len(answers) == 40
+    aside = [a for a in answers if isinstance(a, SetAside)]
+    assert {a.trajectory_id for a in aside} == {
+        request.trajectory_id for request in requests(*prompts) if "poison" in request.prompt
+    }
+    assert {a.reason for a in aside} == {"engine_died"}
+    assert {a.version for a in answers if isinstance(a, Completion)} == {"vllm 0"}
+    assert fake.bodies[0]["max_tokens"] == 10
+
+
+def test_a_server_that_hangs_is_started_again(endpoint):
+    def answer(body, i):
+        if i == 20:
+            server.hung = True
+        while server.hung and not fake.closing.is_set():
+            time.sleep(0.01)
+        return good(body)
+
+    class Hanging(FakeServer):
+        hung = False
+
+        def restart(self):
+            super().restart()
+            self.hung = False
+
+    fake = endpoint(answer)
+    server = Hanging(fake)
+    answers = ask(served(fake, server, request_timeout=3), requests(*map(str, range(60))))
+    assert sum(isinstance(a, Completion) for a in answers) == 60
+    assert server.generation == 2
+    assert len(fake.bodies) <= 68
+
+
+def test_a_server_that_always_dies_is_given_up(endpoint):
+    fake = endpoint(lambda body, i: None)
+    server = FakeServer(fake)
+    server.healthy = lambda: False
+    with pytest.raises(PolicyUnavailableError, match="died or hung 5 times .* see the log"):
+        ask(served(fake, server), requests(*map(str, range(60))))
 
 
 # --- the key

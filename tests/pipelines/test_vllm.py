@@ -20,7 +20,7 @@ from pipelines.errors import PolicyUnavailableError
 from tests.pipelines import tiny_policy, vllm_process
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,7 +17,7 @@ PROMPTS = 2000
 CONCURRENCY = 32
 SETTINGS = RolloutSettings(samples=1, batch_size=100, sampling=SamplingSettings(max_tokens=16))
 OPTIONS = VllmOptions(
-    device="cpu", dtype="float32", kv_cache_gib=1, concurrency=CONCURRENCY, request_timeout=20
+    device="cpu", dtype="float32", kv_cache_gib=1, concurrency=CONCURRENCY, request_timeout=30
 )
 
 
