@@ -4,7 +4,7 @@ PYTHON ?= python3
 POLAR := .venv/bin/polar
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow lint docs up clean help
+.PHONY: demo test test-slow lint docs bench-rollouts up clean help
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ lint: $(STAMP) ## Style and types.
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
+
+bench-rollouts: $(STAMP) ## Our rollout driver against a bare client, on one vLLM server.
+	@.venv/bin/python -m benchmarks.rollouts
 
 docs: $(STAMP) ## Write the generated pages again.
 	@.venv/bin/python -m pipelines.lake_docs

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.engines import choose, vllm_server
+from pipelines.engines.asking import Endpoint
 from pipelines.engines.base import Request
 from pipelines.engines.local import LocalEngine
+from pipelines.engines.openai import OpenAIEngine
 from pipelines.engines.sampling import SamplingSettings
 from pipelines.errors import PolicyUnavailableError
 from tests.pipelines import tiny_policy, vllm_process
@@ -118,6 +120,7 @@ def test_the_engine_is_killed_and_hangs_and_agrees_with_the_local_one(weights, t
         families.append(family(asked.server._process.pid))
         samples_of_one_prompt(asked)
         greedy(asked, weights)
+        chat(asked)
     finally:
         asked.close()
     assert not left_of(set().union(*families))
@@ -160,6 +163,21 @@ def greedy(asked, weights):
     equal = sum(said(there[key]) == said(here[key]) for key in here)
     assert equal >= 0.9 * len(wanted)
     assert {one.finish_reason for one in there.values()} == {"stop", "length", "prompt_too_long"}
+
+
+def chat(asked):
+    """A chat policy's prompt goes through the model's own template: here, a colon behind it."""
+    sampling = SamplingSettings(temperature=0, max_tokens=16)
+
+    def said(chat, prompt):
+        place = Endpoint(model=vllm_server.MODEL, chat=chat, extra=asked.endpoint.extra)
+        engine = OpenAIEngine(place, asked.options, name="vllm", server=asked.server)
+        request = Request(trajectory_id=b"x", prompt=prompt, seed=1, sampling=sampling)
+        ((answer,),) = engine.stream([request], 1)
+        return answer.text, answer.tokens, answer.finish_reason
+
+    assert said(True, "the river") == said(False, "the river:")
+    assert said(True, "the river") != said(False, "the river")
 
 
 def test_the_driver_is_killed_and_started_again(weights, tmp_path):

@@ -32,6 +32,7 @@ def save(folder: Path, *, head: int = 8) -> Path:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
+    fast.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}:"
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(fast),
