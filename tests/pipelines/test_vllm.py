@@ -113,9 +113,10 @@ def test_the_engine_is_killed_and_hangs_and_agrees_with_the_local_one(weights, t
 
     try:
         result = vllm_process.run(asked, tmp_path, trouble)
-        assert asked.server.generation == 3
         assert seen == ["killed", "stopped"]
-        table = check(result, log, 2 * vllm_process.CONCURRENCY)
+        deaths = asked.server.generation - 1  # more than two where the machine itself hangs
+        assert deaths >= 2
+        table = check(result, log, deaths * vllm_process.CONCURRENCY)
         assert table["engine_version"][0].as_py().startswith("vllm ")
         families.append(family(asked.server._process.pid))
         samples_of_one_prompt(asked)
