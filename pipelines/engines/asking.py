@@ -89,7 +89,7 @@ class Asking:
         self.answered = False
         self.refused = 0
         self.deaths = 0
-        self.last_success = time.monotonic()
+        self.last_sign = time.monotonic()
         self.resume_at = 0.0
         self.restarting = asyncio.Lock()
         self.settled = asyncio.Event()
@@ -165,7 +165,10 @@ class Asking:
             return await self._failed(job, "bad_answer", self._said(error))
         if response.status_code == 200:
             return await self._read(job, response, entry)
-        self._strike(entry)
+        if response.status_code >= 500 and response.status_code != 503:
+            self._settle(entry, None, None)  # it may have been at work, and charge for it
+        else:
+            self._strike(entry)
         return await self._status(job, response, generation)
 
     async def _send(self, http: httpx.AsyncClient, url: str, job: Job) -> httpx.Response:
@@ -211,7 +214,7 @@ class Asking:
             self._settle(entry, None, None)
             return await self._failed(job, "bad_answer", self._said(error))
         self._settle(entry, reply.prompt_tokens, reply.answer_tokens)
-        self.answered, self.deaths, self.last_success = True, 0, time.monotonic()
+        self.answered, self.deaths, self.last_sign = True, 0, time.monotonic()
         if self.server is None:
             self.endpoint.version = reply.version
         seeds: Sequence[int | None] = [None] * count
@@ -341,7 +344,7 @@ class Asking:
         self.company[generation] = max(self.company.get(generation, 0), self.under_way)
         async with self.restarting:
             if self.server.generation == generation:
-                hangs = sent is not None and self.last_success < sent
+                hangs = sent is not None and self.last_sign < sent
                 if not hangs and await asyncio.to_thread(self.server.healthy):
                     return False
                 self.deaths += 1
@@ -352,6 +355,7 @@ class Asking:
                     )
                     raise PolicyUnavailableError(msg)
                 await asyncio.to_thread(self.server.restart)
+                self.last_sign = time.monotonic()
         if self.company[generation]:
             job.shared += 1
         else:
@@ -362,7 +366,7 @@ class Asking:
         return _aside(job, "engine_died", said) if job.failures >= FAILURES else None
 
     def _check_patience(self, said: str) -> None:
-        silent = time.monotonic() - self.last_success
+        silent = time.monotonic() - self.last_sign
         if silent > self.options.patience:
             msg = f"{self._base()}: no answer for {silent:,.0f} s, the last word was: {said}"
             raise PolicyUnavailableError(msg)

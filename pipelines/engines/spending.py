@@ -63,6 +63,7 @@ class Ledger:
         self.before = _read(path) if path else Usage()
         self.now = Usage()
         self._number = 0
+        self._added = OVERHEAD
         self._file = None
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,9 +76,10 @@ class Ledger:
     def enter(self, prompt: str, answer_tokens: int) -> Entry | None:
         """Enter a request before it is sent; None when it could pass a cap.
 
-        A token is at least one byte of UTF-8, so the bytes of a prompt bound its tokens.
+        A token is at least one byte of UTF-8, so the bytes of a prompt bound its tokens; what an
+        endpoint adds to a prompt is learnt from what it says was used.
         """
-        prompt_tokens = len(prompt.encode()) + OVERHEAD
+        prompt_tokens = len(prompt.encode()) + self._added
         cost = self._cost(prompt_tokens, answer_tokens)
         entry = Entry(self._number, prompt_tokens, answer_tokens, cost)
         if not self._fits(entry):
@@ -90,6 +92,7 @@ class Ledger:
     def settle(self, entry: Entry, prompt_tokens: int, answer_tokens: int) -> None:
         """Replace an entry by what the request used."""
         del self.open[entry.number]
+        self._added += max(prompt_tokens - entry.prompt_tokens, 0)
         cost = self._cost(prompt_tokens, answer_tokens)
         _add(self.now, prompt_tokens, answer_tokens, cost)
         self._write({"settle": entry.number, "used": [prompt_tokens, answer_tokens, cost]})
