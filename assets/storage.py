@@ -27,6 +27,9 @@ def polar_home() -> Path:
     return Path(given).expanduser().resolve() if given else PROJECT / "var"
 
 
+POOL_LIMITS = {"gpu": 1}  # places of a Dagster pool; other pools have dagster.yaml's default
+
+
 class HomeStorage(DagsterSqliteStorage):
     """Runs, events and schedules in SQLite files of POLAR_HOME/dagster."""
 
@@ -37,8 +40,13 @@ class HomeStorage(DagsterSqliteStorage):
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Any) -> Any:
-        """Open (and make, the first time) the storage."""
-        return cls.from_local(str(polar_home() / "dagster"), inst_data=inst_data)
+        """Open (and make, the first time) the storage; pool limits that were set are kept."""
+        storage = cls.from_local(str(polar_home() / "dagster"), inst_data=inst_data)
+        events = storage.event_log_storage
+        known = {limit.name for limit in events.get_pool_limits()}
+        for pool in POOL_LIMITS.keys() - known:
+            events.set_concurrency_slots(pool, POOL_LIMITS[pool])
+        return storage
 
 
 class HomeComputeLogs(LocalComputeLogManager):

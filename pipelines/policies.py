@@ -13,6 +13,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from pipelines import ids, prompts, schemas
+from pipelines.engines.options import OpenAIOptions, VllmOptions
 from pipelines.errors import ConfigError, PolicyUnavailableError
 from pipelines.settings import Settings, load_yaml, parse
 from pipelines.watch import Watch
@@ -31,7 +32,8 @@ class PoolPolicy(Settings):
 
     `weights` is a folder under `POLAR_HOME/policies` (or an absolute one) whose content is the
     policy's identity; with a `revision` it is the name of a model on a hub or at a vendor, and
-    both together are the identity.
+    both together are the identity. `interface` says what a server is sent: the rendered template
+    as it is (completions), or as a user's message that the model's own chat template wraps (chat).
     """
 
     name: str = Field(min_length=1)
@@ -39,6 +41,11 @@ class PoolPolicy(Settings):
     family: str = Field(default="", description="default: policy_group")
     kind: Literal["base", "chat", "checkpoint", "api"]
     engine: Literal["local", "vllm", "openai"] = "local"
+    interface: Literal["completions", "chat"] | None = Field(
+        default=None, description="default: chat for kinds chat and api, but for engine local"
+    )
+    vllm: VllmOptions | None = Field(default=None, description="default: the pool's")
+    openai: OpenAIOptions | None = Field(default=None, description="default: the pool's")
     weights: str = Field(min_length=1)
     revision: str | None = None
     parent: str | None = None
@@ -65,7 +72,24 @@ class PoolPolicy(Settings):
         if self.engine == "openai" and not self.revision:
             msg = f"policy {self.name!r}: engine openai needs a revision, for its identity"
             raise ValueError(msg)
+        if self.engine == "local" and self.interface == "chat":
+            msg = f"policy {self.name!r}: engine local has no interface chat; write a template"
+            raise ValueError(msg)
+        for name in ("vllm", "openai"):
+            if getattr(self, name) is not None and self.engine != name:
+                msg = (
+                    f"policy {self.name!r} has a section {name!r} and engine {self.engine}; "
+                    f"say engine: {name}, or remove the section"
+                )
+                raise ValueError(msg)
         return self
+
+    @property
+    def chat(self) -> bool:
+        """Whether a server wraps the prompt in the model's own chat template."""
+        if self.interface is None:
+            return self.engine != "local" and self.kind in ("chat", "api")
+        return self.interface == "chat"
 
     @property
     def group(self) -> str:
@@ -92,10 +116,15 @@ class PoolPolicy(Settings):
 
 
 class Pool(Settings):
-    """A pool file: a source name, its policies, and the training recipes of embedded ones."""
+    """A pool file: a source name, its policies, and the training recipes of embedded ones.
+
+    The sections `vllm` and `openai` hold for policies of that engine that have none of their own.
+    """
 
     source: str = Field(min_length=1)
     policies: tuple[PoolPolicy, ...] = ()
+    vllm: VllmOptions = VllmOptions()
+    openai: OpenAIOptions | None = None
     embedded: dict[str, Any] | None = None
     watch: tuple[Watch, ...] = ()
     require_licence: bool = Field(default=False, description="policies without one do not answer")
@@ -128,6 +157,12 @@ class Pool(Settings):
                 msg = (
                     f"policy {policy.name!r} has parent {policy.parent!r}, which is not in the "
                     f"pool; named here: {', '.join(positions)}"
+                )
+                raise ValueError(msg)
+            if policy.engine == "openai" and not (policy.openai or self.openai):
+                msg = (
+                    f"policy {policy.name!r} has engine openai and nothing says where it answers; "
+                    "write a section `openai` with base_url, there or in the pool"
                 )
                 raise ValueError(msg)
         for watch in self.watch:
@@ -222,9 +257,12 @@ def revision_of(policy: PoolPolicy, home: Path) -> str:
     return fingerprint(policy.folder(home))
 
 
-def policy_id(revision: str, template: str) -> bytes:
-    """The id of a policy of the pool: weights (or a revision of them) and a template."""
-    return ids.content_id("policy", revision, template)
+def policy_id(revision: str, template: str, *, chat: bool = False) -> bytes:
+    """The id of a policy of the pool: weights (or a revision of them) and a template.
+
+    The model's own chat template around that one makes another policy.
+    """
+    return ids.content_id("policy", revision, template, *(["chat"] if chat else []))
 
 
 def recorded_policy_id(source: str, name: str) -> bytes:
@@ -251,7 +289,7 @@ def policies_table(
         except (PolicyUnavailableError, OSError) as error:
             unavailable[policy.name] = str(error)
     present = [policy for policy in pool.policies if policy.name in revisions]
-    id_of = {p.name: policy_id(revisions[p.name], p.template) for p in present}
+    id_of = {p.name: policy_id(revisions[p.name], p.template, chat=p.chat) for p in present}
     first: dict[bytes, str] = {}
     for name, key in id_of.items():
         if first.setdefault(key, name) != name:

@@ -3,9 +3,9 @@
 How an answer is computed is in `engines/`, what is measured on it in `quality.py`; nothing here
 knows the lake: what exists already comes in as ids, what was made goes out as Parquet files.
 
-Running again makes only what is missing. A batch of answers becomes one staged file the moment it
-is there, so a killed run loses at most the batch it was in. Adding a policy unmakes nothing: an
-assignment says what is wanted, and what an earlier one asked for stays where it is.
+Running again makes only what is missing. Answers are in safety the moment they are there, so a
+killed run loses at most what the engine was at: its batch, or the requests under way. Adding a
+policy unmakes nothing: an assignment says what is wanted, and what an earlier one asked for stays.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from pipelines import ids, quality, schemas, staged
-from pipelines.engines.base import Completion, Engine, Request
+from pipelines.engines.base import Answer, Completion, Engine, Request, SetAside
 from pipelines.engines.sampling import SamplingSettings
 from pipelines.errors import PolarError
 from pipelines.policies import SLOT
@@ -44,9 +45,9 @@ EXCLUDED = pa.schema(
         pa.field("sample_index", pa.int32(), False),
         pa.field("source", pa.string(), False),
         pa.field("reason", pa.string(), False),
+        pa.field("detail", pa.string()),
     ]
 )
-SCHEMA = schemas.TRAJECTORIES.schema
 BLOCK = 4096  # prompts whose hashes with all policies are in memory at a time
 
 
@@ -213,26 +214,28 @@ def rollout(
     work = wanted(policy, prompts, settings)
     missing = work.filter(_lacking(work, have))
     if engine is None:
-        left_out = _excluded(policy, missing, "policy_unavailable")
-        return RolloutResult(files, _counts(policy, work, have, left_out), left_out, 0)
-    done = work.num_rows - missing.num_rows
-    excluded = [EXCLUDED.empty_table()]
+        excluded = _excluded(policy, missing, "policy_unavailable")
+        return RolloutResult(files, _counts(policy, work, have, excluded), excluded, 0)
+    rows, requests = _requests(policy, missing, settings)
+    total, done = work.num_rows, work.num_rows - missing.num_rows
+    journal = staged.Journal(folder, settings.batch_size)
+    left_out: list[dict[str, Any]] = []
     start, tokens = time.monotonic(), 0
-    for at in range(0, missing.num_rows, settings.batch_size):
-        batch = missing.slice(at, settings.batch_size)
-        table, refused = _make(policy, batch, engine, settings, check)
-        excluded.append(refused)
-        if table.num_rows:
-            files.append(staged.write(folder, table))
-        have |= _id_set(table["trajectory_id"])
-        done += batch.num_rows
-        tokens += pc.sum(table["tokens"]).as_py() or 0
-        if progress:
-            rate = tokens / max(time.monotonic() - start, 1e-9)
-            progress(done, work.num_rows, f"{policy['name']}, {rate:,.0f} tokens/s")
-    left_out = pa.concat_tables(excluded)
-    made = missing.num_rows - left_out.num_rows
-    return RolloutResult(files, _counts(policy, work, have, left_out), left_out, made)
+    with closing(engine.stream(requests, settings.batch_size)) as arriving:
+        for answers_now in arriving:
+            made, refused = _rows(policy, rows, answers_now, engine, settings, check)
+            files += journal.add(made)
+            left_out += refused
+            have.update(row["trajectory_id"] for row in made)
+            done += len(answers_now)
+            tokens += sum(row["tokens"] or 0 for row in made)
+            if progress:
+                rate = tokens / max(time.monotonic() - start, 1e-9)
+                progress(done, total, f"{policy['name']}, {rate:,.0f} tokens/s")
+    files += journal.close()
+    excluded = pa.Table.from_pylist(left_out, schema=EXCLUDED)
+    made_now = missing.num_rows - excluded.num_rows
+    return RolloutResult(files, _counts(policy, work, have, excluded), excluded, made_now)
 
 
 def compare(left: pa.Table, right: pa.Table) -> Comparison:
@@ -249,50 +252,58 @@ def compare(left: pa.Table, right: pa.Table) -> Comparison:
     )
 
 
-def _make(
+def _requests(
+    policy: Policy, missing: pa.Table, settings: RolloutSettings
+) -> tuple[dict[bytes, dict[str, Any]], list[Request]]:
+    """Wanted rows by their raw trajectory id, and a request for each."""
+    before, after = (policy["template"] or SLOT).split(SLOT)
+    rows = {_raw(row["trajectory_id"]): row for row in missing.to_pylist()}
+    return rows, [
+        Request(
+            trajectory_id=key,
+            prompt=before + row["text"] + after,
+            seed=ids.seed_of(key),
+            sampling=settings.sampling,
+        )
+        for key, row in rows.items()
+    ]
+
+
+def _rows(
     policy: Policy,
-    batch: pa.Table,
+    wanted_rows: Mapping[bytes, Mapping[str, Any]],
+    arrived: Sequence[Answer],
     engine: Engine,
     settings: RolloutSettings,
     check: Check | None,
-) -> tuple[pa.Table, pa.Table]:
-    """One batch of wanted rows: the trajectories made, and the rows that cannot be."""
-    before, after = (policy["template"] or SLOT).split(SLOT)
-    rows = batch.to_pylist()
-    requests = [
-        Request(
-            trajectory_id=_raw(row["trajectory_id"]),
-            prompt=before + row["text"] + after,
-            seed=ids.seed_of(_raw(row["trajectory_id"])),
-            sampling=settings.sampling,
-        )
-        for row in rows
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Answers as rows of the trajectories table, and what cannot be made as rows of `EXCLUDED`."""
+    completions = [
+        one
+        for one in arrived
+        if isinstance(one, Completion) and one.finish_reason != "prompt_too_long"
     ]
-    completions = engine.generate(requests)
-    answered = [completion.finish_reason != "prompt_too_long" for completion in completions]
-    refused = _excluded(policy, batch.filter([not one for one in answered]), "prompt_too_long")
+    asked = pa.array([wanted_rows[one.trajectory_id]["text"] for one in completions], pa.string())
     texts = pa.array([one.text for one in completions], pa.string())
-    flags = quality.flags(texts, batch["text"]).to_pylist()
+    flags = quality.flags(texts, asked).to_pylist()
     shared = {
         "policy_id": _raw(policy["policy_id"]),
         "sampling_id": settings.sampling.sampling_id,
         **settings.sampling.model_dump(),
         "engine": engine.name,
-        "engine_version": engine.version,
         "licence": policy["licence"],
         "created_at": datetime.now(UTC),
     }
     made = []
-    for row, request, completion, marks in zip(rows, requests, completions, flags, strict=True):
-        if completion.finish_reason == "prompt_too_long":
-            continue
+    for completion, marks in zip(completions, flags, strict=True):
+        row = wanted_rows[completion.trajectory_id]
         text, cut = finish(completion)
         if completion.finish_reason == "length":
             marks.append("truncated")
         made.append(
             shared
             | {
-                "trajectory_id": request.trajectory_id,
+                "trajectory_id": completion.trajectory_id,
                 "prompt_id": _raw(row["prompt_id"]),
                 "sample_index": row["sample_index"],
                 "text": text,
@@ -300,13 +311,30 @@ def _make(
                 "tokens": completion.tokens,
                 "original_length": len(completion.text),
                 "cut": cut,
-                "seed": request.seed,
+                "seed": completion.seed,
+                "engine_version": completion.version or engine.version,
                 "content_hash": ids.content_id("text", text),
                 "flags": sorted(marks, key=schemas.FLAGS.index),
                 "correct": check(row["text"], text) if check else None,
             }
         )
-    return _table(made), refused
+    refused = []
+    for one in arrived:
+        if (why := _why_not(one)) is not None:
+            row = wanted_rows[one.trajectory_id]
+            known = {name: row[name] for name in ("prompt_id", "sample_index", "source")}
+            named = {"policy_id": policy["policy_id"], "reason": why[0], "detail": why[1]}
+            refused.append(known | named)
+    return made, refused
+
+
+def _why_not(answer: Answer) -> tuple[str, str | None] | None:
+    """Reason and detail of an answer that is none."""
+    if isinstance(answer, SetAside):
+        return answer.reason, answer.detail
+    if answer.finish_reason == "prompt_too_long":
+        return answer.finish_reason, None
+    return None
 
 
 def finish(completion: Completion) -> tuple[str, str | None]:
@@ -320,21 +348,12 @@ def finish(completion: Completion) -> tuple[str, str | None]:
     return completion.text, None
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows of the trajectories table; ids raw, columns that are not named null."""
-    columns = []
-    for field in SCHEMA:
-        values = [row.get(field.name) for row in rows]
-        is_id = field.type == pa.uuid()
-        columns.append(ids.array(values) if is_id else pa.array(values, field.type))
-    return pa.table(columns, schema=SCHEMA)
-
-
 def _excluded(policy: Policy, rows: pa.Table, reason: str) -> pa.Table:
     count = rows.num_rows
     policies = ids.array([_raw(policy["policy_id"])] * count)
     reasons = pa.array([reason] * count, pa.string())
-    columns = [rows["prompt_id"], policies, rows["sample_index"], rows["source"], reasons]
+    details = pa.nulls(count, pa.string())
+    columns = [rows["prompt_id"], policies, rows["sample_index"], rows["source"], reasons, details]
     return pa.table(columns, schema=EXCLUDED)
 
 

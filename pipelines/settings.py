@@ -15,12 +15,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipelines.errors import ConfigError
 
 M = TypeVar("M", bound=BaseModel)
+MAY_HOLD_SECRETS = ("key", "url")  # in a setting's name: its value is not said again
 
 
 class Settings(BaseModel):
     """Base of every configuration section: unknown keys are refused, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 def load_yaml(path: Path, model: type[M]) -> M:
@@ -61,6 +62,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
             lines.append(f"{where}: unknown key {key!r}; {hint}")
         else:
             whole = fault["type"] == "missing" or isinstance(fault["input"], dict | list)
+            whole = whole or any(word in key for word in MAY_HOLD_SECRETS)
             given = "" if whole else f" (given: {fault['input']!r})"
             problem = fault["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {key or 'the file'}: {problem}{given}")

@@ -5,7 +5,7 @@ No engine lives here, and nothing of what happens to an answer afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -29,13 +29,30 @@ class Completion:
     """One answer: its text without special tokens and `tokens`, those drawn before a stop token.
 
     `finish_reason` is `stop` (the policy ended it), `length` (`max_tokens` or the context did) or
-    `prompt_too_long` (the prompt leaves no room in the context: nothing was drawn).
+    `prompt_too_long` (the prompt leaves no room in the context: nothing was drawn). `tokens` is
+    None where the engine does not tell them by answer. `seed` is what the engine was given: the
+    request's own, another that was derived from it, or None where it takes none. `version` says
+    what answered where that can differ from answer to answer.
     """
 
     trajectory_id: bytes
     text: str
-    tokens: int
+    tokens: int | None
     finish_reason: FinishReason
+    seed: int | None
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAside:
+    """One answer that cannot be had: `reason` is a word that can be counted, `detail` says why."""
+
+    trajectory_id: bytes
+    reason: str
+    detail: str
+
+
+Answer = Completion | SetAside
 
 
 class Engine(Protocol):
@@ -47,21 +64,28 @@ class Engine(Protocol):
 
     @property
     def version(self) -> str:
-        """Of the software that computes."""
+        """Of the software that computes; known once the first answer is there."""
 
-    @property
-    def context_length(self) -> int:
-        """Tokens of prompt and answer together that the policy takes."""
+    def stream(self, requests: Sequence[Request], at_once: int) -> Generator[list[Answer]]:
+        """Answer all requests, in any order, each as soon as it is there.
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Answer one batch, in the order of the requests.
-
-        An answer depends on its request alone, up to the arithmetic of the engine, never on what
-        else is in the batch.
+        An engine that computes in batches makes `at_once` at a time. The caller has what it was
+        given in safety when it asks for more: an engine that keeps many requests under way counts
+        those not yet asked beyond as under way.
 
         Raises:
-            PolicyUnavailableError: the policy cannot answer.
+            PolicyUnavailableError: the policy cannot answer; what was handed over is good.
         """
 
     def close(self) -> None:
-        """Let weights and connections go."""
+        """Let weights, servers and connections go."""
+
+
+def in_batches(
+    generate: Callable[[Sequence[Request]], list[Completion]],
+    requests: Sequence[Request],
+    at_once: int,
+) -> Generator[list[Answer]]:
+    """The stream of an engine that answers batch by batch."""
+    for at in range(0, len(requests), at_once):
+        yield [*generate(requests[at : at + at_once])]

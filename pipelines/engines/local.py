@@ -10,7 +10,7 @@ finished rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.engines.base import Completion, Request
+from pipelines.engines.base import Answer, Completion, Request, in_batches
 from pipelines.engines.sampling import SamplingSettings, draw, uniform
 from pipelines.errors import PolicyUnavailableError
 
@@ -51,8 +51,14 @@ class LocalEngine:
         self.context_length: int = self.model.config.max_position_embeddings
         self._stops = _stop_ids(self.model, self.tokenizer)
 
+    def stream(self, requests: Sequence[Request], at_once: int) -> Generator[list[Answer]]:
+        """Answer `at_once` requests at a time, in their order."""
+        return in_batches(self.generate, requests, at_once)
+
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Answer a batch, in the order of the requests.
+
+        An answer depends on its request alone, up to the arithmetic, never on the batch.
 
         Raises:
             PolicyUnavailableError: the model gives no numbers (NaN), so its weights are damaged.
@@ -69,6 +75,7 @@ class LocalEngine:
                     text="",
                     tokens=0,
                     finish_reason="prompt_too_long",
+                    seed=None,
                 )
         by_sampling = sorted(fitting, key=lambda row: requests[row].sampling.sampling_id)
         for _, group in groupby(by_sampling, key=lambda row: requests[row].sampling):
@@ -109,6 +116,7 @@ class LocalEngine:
                 text=text,
                 tokens=int(length),
                 finish_reason="length" if length == room else "stop",
+                seed=request.seed,
             )
             for request, text, length, room in zip(requests, texts, lengths, rooms, strict=True)
         ]

@@ -97,7 +97,11 @@ BAD: dict[tuple[str, str], tuple[list[Change], str]] = {
         WRITTEN,
     ),
 }
-GROUPS = {("groups", "reference_blind"), ("pairs", "label_shares")}
+GROUPS = {
+    ("groups", "reference_blind"),
+    ("pairs", "label_shares"),
+    ("trajectories", "samples_differ"),
+}
 FINITE = {(name, "finite") for name in ("backbone", "pretrained", "finetuned", "finetuned_alone")}
 
 
@@ -161,6 +165,33 @@ def test_a_bad_row_is_named(made: Home, good: Path, tmp_path: Path, asset: str, 
     assert naming in said(after)
 
 
+def test_long_samples_that_are_identical(made: Home, good: Path, tmp_path: Path):
+    """Seven samples of one policy on one prompt are 21 pairs."""
+    name = "samples_differ"
+    home = tmp_path / "home"
+    shutil.copytree(good, home)
+    workspace = workspace_at(home, made)
+    workspace.__dict__["pool"] = made.workspace().pool.model_copy(update={"source": "world"})
+
+    def publish(policy: str, length: int, same: int) -> dg.AssetCheckResult:
+        added = [
+            trajectory(policy, "north", 100 + i, "x" * length + ("" if i < same else str(i)))
+            | {"engine": "vllm", "temperature": 1.0, "original_length": length}
+            for i in range(7)
+        ]
+        with Lake.open(home) as lake:
+            lake.publish("tests", "more", [Append("trajectories", rows("trajectories", *added))])
+        return verdicts(workspace, "trajectories", {name})[name]
+
+    assert publish("ada", 30, 7).passed  # short ones may well be equal
+    some = publish("bob", 80, 4)
+    assert some.passed
+    assert "0.2857 of 21 pairs" in said(some)
+    all_of_them = publish("eve", 80, 7)
+    assert not all_of_them.passed
+    assert "policy=eve" in said(all_of_them)
+
+
 def test_label_shares_out_of_bounds(made: Home, copy: Home):
     asset, name = "pairs", "label_shares"
     assert verdicts(made.workspace(), asset, {name})[name].passed
@@ -211,25 +242,3 @@ def test_a_weight_that_is_not_finite_is_named(made: Home, tmp_path: Path, value:
 def test_a_checkpoint_without_weights_does_not_pass(made: Home, tmp_path: Path):
     verdict = verdicts(workspace_at(tmp_path, made), "pretrained", {"finite"})["finite"]
     assert not verdict.passed
-
-
-def test_samples_drawn_with_one_seed(made: Home, good: Path, tmp_path: Path):
-    asset, name = "trajectories", "samples_differ"
-    assert verdicts(made.workspace(), asset, {name})[name].passed
-    home = tmp_path / "home"
-    shutil.copytree(good, home)
-    drawn = {"seed": 1, "temperature": 1.0}
-    alike = [
-        trajectory("ada", f"q{n}", i, f"one text {n}") | drawn for n in range(60) for i in (0, 1)
-    ]
-    apart = [
-        trajectory("bob", f"q{n}", i, f"text {n} {i}") | drawn for n in range(60) for i in (0, 1)
-    ]
-    with Lake.open(home) as lake:
-        lake.publish("tests", "apart", [Append("trajectories", rows("trajectories", *apart))])
-        assert verdicts(workspace_at(home, made), asset, {name})[name].passed
-        lake.publish("tests", "alike", [Append("trajectories", rows("trajectories", *alike))])
-    verdict = verdicts(workspace_at(home, made), asset, {name})[name]
-    assert not verdict.passed
-    assert "name=ada" in said(verdict)
-    assert "name=bob" not in said(verdict)

@@ -63,6 +63,9 @@ def test_a_pool_file_is_read(tmp_path: Path) -> None:
         ([policy("a", kind="bass")], "policies.0.kind"),
         ([policy("a", revision="main")], "local weights are known by content"),
         ([policy("a", engine="openai")], "needs a revision"),
+        ([policy("a", engine="openai", revision="1")], "nothing says where it answers"),
+        ([policy("a", vllm={"dtype": "float32"})], "section 'vllm' and engine local"),
+        ([policy("a", interface="chat")], "engine local has no interface chat"),
         ([], "policies"),
         (
             [
@@ -133,7 +136,7 @@ def test_a_policy_without_weights_is_reported_and_the_others_go_on(tmp_path: Pat
     assert rows["orphan"]["parent"] is None
     assert rows["a"]["split"] == rows["child"]["split"] == "test"
     assert rows["hub"]["revision"] == "org/model@abc"
-    assert rows["hub"]["policy_id"].bytes == policy_id("org/model@abc", "{prompt}")
+    assert rows["hub"]["policy_id"].bytes == policy_id("org/model@abc", "{prompt}", chat=True)
 
 
 def test_identity_is_weights_and_template(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines import ids, rollouts, schemas, staged
-from pipelines.engines.base import Completion, FinishReason
+from pipelines.engines.base import Completion, FinishReason, in_batches
 from pipelines.errors import PolarError, PolicyUnavailableError
 from pipelines.rollouts import RolloutSettings, SamplingSettings, assign, rollout
 from tests.pipelines import rollout_process, tiny_policy
@@ -27,12 +27,14 @@ class FakeEngine:
 
     name = "fake"
     version = "1"
-    context_length = 100
 
     def __init__(self, answer=None, dies_at=10**9):
         self.answer = answer or (lambda request: f"{request.prompt} / {request.seed}.")
         self.dies_at = dies_at
         self.batches = []
+
+    def stream(self, requests, at_once):
+        return in_batches(self.generate, requests, at_once)
 
     def generate(self, requests):
         if len(self.batches) >= self.dies_at:
@@ -48,7 +50,11 @@ class FakeEngine:
             text = self.answer(request)
             reason = "length" if "limit" in request.prompt else "stop"
         return Completion(
-            trajectory_id=request.trajectory_id, text=text, tokens=len(text), finish_reason=reason
+            trajectory_id=request.trajectory_id,
+            text=text,
+            tokens=len(text),
+            finish_reason=reason,
+            seed=request.seed,
         )
 
     def close(self):

@@ -11,8 +11,11 @@ WORDS = "the river carries seven red boats past an old mill while birds answer f
 CONTEXT = 160
 
 
-def save(folder: Path) -> Path:
-    """Write a policy whose answers end, now and then, at one of several stop tokens."""
+def save(folder: Path, *, head: int = 8) -> Path:
+    """Write a policy whose answers end, now and then, at one of several stop tokens.
+
+    `head` is the width of its heads: vLLM on a CPU wants 32 or more.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -29,10 +32,11 @@ def save(folder: Path) -> Path:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
+    fast.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}:"
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(fast),
-        hidden_size=32,
+        hidden_size=4 * head,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
