@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import sentencepiece
@@ -303,3 +306,51 @@ def test_the_files_of_another_tokenizer_are_refused(tmp_path, converted, officia
 
 def test_weights_of_one_file_are_read_as_they_lie(official):
     assert_same_tensors(tensors(official), load_file(official / "model.safetensors"))
+
+
+MEASURED = """
+import sys, threading, time
+from pathlib import Path
+from trainer.convert import convert
+
+def held():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+peak, over = 0, threading.Event()
+def watch():
+    global peak
+    while not over.wait(0.005):
+        peak = max(peak, held())
+
+source, out, shard = sys.argv[1:]
+before = held()
+watcher = threading.Thread(target=watch)
+watcher.start()
+convert(Path(source), Path(out), shard_bytes=int(shard))
+over.set()
+watcher.join()
+print(max(peak, held()) - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
+def test_memory_does_not_grow_with_the_model(tmp_path, model):
+    shapes = {"hidden_size": 256, "intermediate_size": 4096, "num_hidden_layers": 64}
+    changes = {"num_attention_heads": 4, **shapes}
+    own = write_official(tmp_path / "in", model, shards="safetensors", **changes)
+    total = sum(tensor.nbytes for tensor in own.values())
+    largest = max(tensor.nbytes for tensor in own.values())
+    del own
+    source, shard = tmp_path / "in", 50_000_000
+    for name in ("out", "back"):
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, str(source), str(tmp_path / name), str(shard)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        source = tmp_path / name
+        assert 0 < int(done.stdout) < shard + 2 * largest < 0.3 * total
