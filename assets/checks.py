@@ -19,7 +19,6 @@ from pipelines.schemas import SPLITS, TABLES
 
 SHOWN = 20
 SAME_POLICY_BOUNDS = (0.05, 0.60)
-IDENTICAL_BOUND = 0.5  # of the pairs of long samples; none of 17,000 were in the embedded pool
 
 
 def _keys_unique(table: str) -> str:
@@ -62,21 +61,6 @@ select group_id::varchar as group_id, member::varchar as trajectory_id from (
 def _leaks(rule: str) -> str:
     return f"select * from leakage where rule like '{rule}'"
 
-
-# Samples of one policy on one prompt, drawn warm and long enough that no two should be equal.
-_IDENTICAL = """
-select name as policy, sum(n * (n - 1)) // 2 as of_pairs,
-       round(sum(same) / (sum(n * (n - 1)) / 2), 4) as identical
-from (
-    select name, sum(c) as n, sum(c * (c - 1)) / 2 as same from (
-        select y.name, t.prompt_id, t.sampling_id, t.content_hash, count(*) as c
-        from trajectories t join policies y using (policy_id) join prompts p using (prompt_id)
-        where p.source in ({sources}) and t.engine <> 'recorded' and t.temperature >= 0.5
-              and t.original_length >= 60
-        group by all)
-    group by name, prompt_id, sampling_id having sum(c) > 1)
-group by name order by identical desc, name
-"""
 
 # (asset, name, what must hold, query for the rows at fault)
 _SQL: tuple[tuple[str, str, str, str], ...] = (
@@ -144,24 +128,6 @@ def _verdict(
         shown = [", ".join(f"{key}={value}" for key, value in row.items()) for row in rows]
         metadata["rows at fault"] = "\n".join(shown)
     return dg.AssetCheckResult(passed=not rows, check_name=name, asset_key=asset, metadata=metadata)
-
-
-@dg.asset_check(
-    asset="trajectories",
-    name="samples_differ",
-    description="Long samples of one policy on one prompt are hardly ever identical: each has a "
-    "seed of its own, and the engine heeds it.",
-    blocking=True,
-)
-def samples_differ(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
-    """The share of identical pairs of samples, by policy."""
-    lake = workspace.reader()
-    if lake is None:
-        return _verdict(workspace, [{"lake": "missing"}])
-    rows = lake.query(_IDENTICAL.format(sources=sources_sql(sources_of(workspace)))).to_pylist()
-    faults = [r for r in rows if r["identical"] > IDENTICAL_BOUND and r["of_pairs"] >= SHOWN]
-    shown = {r["policy"]: f"{r['identical']:.4f} of {r['of_pairs']:,} pairs" for r in rows[:SHOWN]}
-    return _verdict(workspace, faults, numbers=shown)
 
 
 @dg.asset_check(
@@ -240,7 +206,6 @@ def _checks() -> tuple[dg.AssetChecksDefinition, ...]:
     return (
         *(_sql_checks(asset) for asset in assets),
         *(_checkpoint_check(asset) for asset in checkpoints),
-        samples_differ,
         label_shares_bounded,
         reference_blind,
     )

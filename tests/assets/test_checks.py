@@ -97,11 +97,7 @@ BAD: dict[tuple[str, str], tuple[list[Change], str]] = {
         WRITTEN,
     ),
 }
-GROUPS = {
-    ("groups", "reference_blind"),
-    ("pairs", "label_shares"),
-    ("trajectories", "samples_differ"),
-}
+GROUPS = {("groups", "reference_blind"), ("pairs", "label_shares")}
 FINITE = {(name, "finite") for name in ("backbone", "pretrained", "finetuned", "finetuned_alone")}
 
 
@@ -163,33 +159,6 @@ def test_a_bad_row_is_named(made: Home, good: Path, tmp_path: Path, asset: str, 
     after = verdicts(workspace, asset, {name})[name]
     assert not after.passed
     assert naming in said(after)
-
-
-def test_long_samples_that_are_identical(made: Home, good: Path, tmp_path: Path):
-    """Seven samples of one policy on one prompt are 21 pairs."""
-    name = "samples_differ"
-    home = tmp_path / "home"
-    shutil.copytree(good, home)
-    workspace = workspace_at(home, made)
-    workspace.__dict__["pool"] = made.workspace().pool.model_copy(update={"source": "world"})
-
-    def publish(policy: str, length: int, same: int) -> dg.AssetCheckResult:
-        added = [
-            trajectory(policy, "north", 100 + i, "x" * length + ("" if i < same else str(i)))
-            | {"engine": "vllm", "temperature": 1.0, "original_length": length}
-            for i in range(7)
-        ]
-        with Lake.open(home) as lake:
-            lake.publish("tests", "more", [Append("trajectories", rows("trajectories", *added))])
-        return verdicts(workspace, "trajectories", {name})[name]
-
-    assert publish("ada", 30, 7).passed  # short ones may well be equal
-    some = publish("bob", 80, 4)
-    assert some.passed
-    assert "0.2857 of 21 pairs" in said(some)
-    all_of_them = publish("eve", 80, 7)
-    assert not all_of_them.passed
-    assert "policy=eve" in said(all_of_them)
 
 
 def test_label_shares_out_of_bounds(made: Home, copy: Home):
