@@ -19,6 +19,18 @@ from pipelines.schemas import SPLITS, TABLES
 
 SHOWN = 20
 SAME_POLICY_BOUNDS = (0.05, 0.60)
+MANY_SAMPLES, ONE_SEED = 50, 0.98  # further samples, and the share of equal ones that is no chance
+_IDENTICAL = """
+with drawn as (
+    select policy_id, prompt_id, sampling_id, count(*) as samples,
+           count(distinct content_hash) as texts
+    from trajectories where seed is not null and temperature > 0
+    group by policy_id, prompt_id, sampling_id having count(*) > 1
+)
+select y.name, sum(samples - 1)::bigint as repeats,
+       sum(samples - texts) / sum(samples - 1) as identical
+from drawn join policies y using (policy_id) group by y.name order by y.name
+"""
 
 
 def _keys_unique(table: str) -> str:
@@ -158,6 +170,24 @@ def label_shares_bounded(workspace: dg.ResourceParam[Workspace]) -> dg.AssetChec
 
 
 @dg.asset_check(
+    asset="trajectories",
+    name="samples_differ",
+    description="A policy that draws gives its samples different texts; all alike means that they "
+    "were drawn with one seed.",
+    blocking=True,
+)
+def samples_differ(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
+    """The share of equal texts among samples of one policy on one prompt, for each policy."""
+    lake = workspace.reader()
+    if lake is None:
+        return _verdict(workspace, [{"lake": "missing"}])
+    rows = lake.query(_IDENTICAL).to_pylist()
+    shown = {row["name"]: f"{row['identical']:.3f} of {row['repeats']:,}" for row in rows}
+    same = [row for row in rows if row["repeats"] >= MANY_SAMPLES and row["identical"] >= ONE_SEED]
+    return _verdict(workspace, same, numbers=shown)
+
+
+@dg.asset_check(
     asset="groups",
     name="reference_blind",
     description="A ruler that sees candidates but no reference stays at 0.50 in its interval.",
@@ -207,6 +237,7 @@ def _checks() -> tuple[dg.AssetChecksDefinition, ...]:
         *(_sql_checks(asset) for asset in assets),
         *(_checkpoint_check(asset) for asset in checkpoints),
         label_shares_bounded,
+        samples_differ,
         reference_blind,
     )
 

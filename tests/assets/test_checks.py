@@ -140,7 +140,7 @@ def said(verdict: dg.AssetCheckResult) -> str:
 
 
 def test_every_check_is_tested():
-    tested = set(BAD) | GROUPS | FINITE
+    tested = set(BAD) | GROUPS | FINITE | {("trajectories", "samples_differ")}
     assert {(key.asset_key.to_user_string(), key.name) for key in check_keys()} == tested
     tables = {change.table for change in small_lake()}
     assert set(ROW) <= tables
@@ -211,3 +211,25 @@ def test_a_weight_that_is_not_finite_is_named(made: Home, tmp_path: Path, value:
 def test_a_checkpoint_without_weights_does_not_pass(made: Home, tmp_path: Path):
     verdict = verdicts(workspace_at(tmp_path, made), "pretrained", {"finite"})["finite"]
     assert not verdict.passed
+
+
+def test_samples_drawn_with_one_seed(made: Home, good: Path, tmp_path: Path):
+    asset, name = "trajectories", "samples_differ"
+    assert verdicts(made.workspace(), asset, {name})[name].passed
+    home = tmp_path / "home"
+    shutil.copytree(good, home)
+    drawn = {"seed": 1, "temperature": 1.0}
+    alike = [
+        trajectory("ada", f"q{n}", i, f"one text {n}") | drawn for n in range(60) for i in (0, 1)
+    ]
+    apart = [
+        trajectory("bob", f"q{n}", i, f"text {n} {i}") | drawn for n in range(60) for i in (0, 1)
+    ]
+    with Lake.open(home) as lake:
+        lake.publish("tests", "apart", [Append("trajectories", rows("trajectories", *apart))])
+        assert verdicts(workspace_at(home, made), asset, {name})[name].passed
+        lake.publish("tests", "alike", [Append("trajectories", rows("trajectories", *alike))])
+    verdict = verdicts(workspace_at(home, made), asset, {name})[name]
+    assert not verdict.passed
+    assert "name=ada" in said(verdict)
+    assert "name=bob" not in said(verdict)
