@@ -101,8 +101,8 @@ class _Attention(torch.autograd.Function):
                 if keep:
                     kept.append(probabilities)
         if keep:
-            ctx.save_for_backward(q_HQD, k_GTD, v_GTD)
-            ctx.kept, ctx.rotary = kept, (rotary_q, rotary_k)
+            ctx.save_for_backward(q_HQD, k_GTD, v_GTD, *kept)
+            ctx.rotary = (rotary_q, rotary_k)
             ctx.plan = (segments, scale, window, only_last)
         flat = out.view_as(q_HQD).transpose(0, 1)
         return flat.reshape(flat.shape[0], -1)
@@ -110,7 +110,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of query, key and value, in their shapes."""
-        q_HQD, k_GTD, v_GTD = ctx.saved_tensors
+        q_HQD, k_GTD, v_GTD, *blocks_kept = ctx.saved_tensors
         segments, scale, window, only_last = ctx.plan
         groups, repeat = len(k_GTD), len(q_HQD) // len(k_GTD)
         q = q_HQD.view(groups, repeat, *q_HQD.shape[1:])
@@ -119,7 +119,7 @@ class _Attention(torch.autograd.Function):
         d_q = torch.empty_like(q)
         d_k = torch.zeros_like(k_GTD, dtype=torch.float32)
         d_v = torch.zeros_like(d_k)
-        kept = iter(ctx.kept)
+        kept = iter(blocks_kept)
         for segment, blocks in _blocks(segments, window, only_last):
             keys, values = _with_prefix(k_GTD, segment), _with_prefix(v_GTD, segment)
             for block in blocks:
@@ -133,7 +133,6 @@ class _Attention(torch.autograd.Function):
                 _add(d_k, segment, block, torch.bmm(d_scores.transpose(1, 2), _flat(q, block)))
                 d_rows = torch.bmm(d_scores, keys[:, low:high])
                 _rows(d_q, block).copy_(d_rows.view(groups, repeat, -1, d_rows.shape[-1]))
-        ctx.kept = []
         (cos_q, sin_q), (cos_k, sin_k) = ctx.rotary
         back_q = _rotated(d_q.view_as(q_HQD), (cos_q * scale, -sin_q * scale))
         back_k = _rotated(d_k, (cos_k, -sin_k)).to(k_GTD.dtype)

@@ -38,7 +38,7 @@ def ready(network: PreTrainedModel) -> bool:
     """Whether every layer is one of `LAYERS` and does nothing that `_layer` leaves out."""
     config = network.config
     return (
-        all(type(layer).__name__ in LAYERS for layer in _layers(network))
+        all(LAYERS & {kind.__name__ for kind in type(layer).__mro__} for layer in layers(network))
         and not getattr(config, "attention_dropout", 0.0)
         and not getattr(config, "attn_logit_softcapping", None)
         and not getattr(config, "use_bidirectional_attention", False)
@@ -70,7 +70,8 @@ def last_hidden(network: PreTrainedModel, row: Row) -> Tensor:
     return hidden[0]
 
 
-def _layers(network: PreTrainedModel) -> nn.ModuleList:
+def layers(network: PreTrainedModel) -> nn.ModuleList:
+    """The network's decoder layers, first to last."""
     return cast(nn.ModuleList, network.base_model.layers)
 
 
@@ -79,11 +80,10 @@ def _install(network: PreTrainedModel) -> None:
 
     It stays, for a checkpointed layer runs again in the backward pass.
     """
-    layers = _layers(network)
-    for number, (layer, window) in enumerate(zip(layers, windows(network.config), strict=True)):
+    seen = windows(network.config)
+    for number, (layer, window) in enumerate(zip(layers(network), seen, strict=True), 1):
         if "forward" not in vars(layer):
-            last = number == len(layers) - 1
-            layer.forward = partial(_forward, layer, layer.forward, window, last)
+            layer.forward = partial(_forward, layer, layer.forward, window, number == len(seen))
 
 
 def _forward(

@@ -50,9 +50,13 @@ def shared(network: PreTrainedModel, pieces: Pieces) -> Tensor:
 
 
 def flex(network: PreTrainedModel, pieces: Pieces) -> Tensor:
-    """Scores (N,) in fp32, through FlexAttention over one row of fixed length."""
-    used = sum(len(prefix) + sum(map(len, own)) for prefix, own in pieces)
-    row = row_of(pieces, network.device, length=-(-used // ROW_STEP) * ROW_STEP)
+    """Scores (N,) in fp32, through FlexAttention over one row of fixed length.
+
+    FlexAttention has no backward pass on a CPU; there the same mask, dense, takes its place.
+    """
+    row = row_of(pieces, network.device, length=ids_run("flex", pieces))
+    if network.device.type == "cpu" and torch.is_grad_enabled():
+        return _over_masks(network, row, _dense_mask)
     before = network.config._attn_implementation
     network.set_attn_implementation("flex_attention")
     try:
@@ -86,6 +90,15 @@ def _dense_mask(row: Row, window: int | None) -> Tensor:
     """Whom every query sees, (1, 1, T, T)."""
     place = torch.arange(row.ids.shape[1], device=row.ids.device)
     return row.sees(window)(place, place, place.unsqueeze(1), place.unsqueeze(0))[None, None]
+
+
+def ids_run(layout: str, pieces: Pieces) -> int:
+    """Ids that a layout runs for these groups, padding included."""
+    if layout == "separate":
+        lengths = [len(prefix) + len(suffix) for prefix, own in pieces for suffix in own]
+        return len(lengths) * max(lengths)
+    used = sum(len(prefix) + sum(map(len, own)) for prefix, own in pieces)
+    return -(-used // ROW_STEP) * ROW_STEP if layout == "flex" else used
 
 
 LAYOUTS: dict[str, Callable[[PreTrainedModel, Pieces], Tensor]] = {

@@ -38,7 +38,10 @@ class TrainSettings(BaseModel):
     batch_groups: int = Field(default=32, ge=1)
     micro_tokens: int = Field(default=16384, ge=1, description="ids run at once, padding included")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    layout: Literal["shared", "separate"] = "shared"
+    layout: Literal["shared", "flex", "separate"] = "shared"
+    checkpointing: bool = Field(default=False, description="run layers again in the backward pass")
+    strategy: Literal["ddp", "fsdp"] = Field(default="ddp", description="of several processes")
+    tensorboard: bool = Field(default=False, description="also write event files")
     seed: int = Field(default=0, ge=0)
     max_length: int | None = None
     max_response_length: int | None = None
