@@ -7,6 +7,7 @@ functions.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -58,12 +59,16 @@ def _train(
     config: Path | None,
     values: list[str] | None,
 ) -> None:
+    from trainer.console import shown
     from trainer.loop import train
     from trainer.settings import read_settings
 
-    summary = train(
-        groups, start, out, read_settings(config, values or []), stage=stage, progress=_progress
-    )
+    with shown() as progress:
+        summary = train(
+            groups, start, out, read_settings(config, values or []), stage=stage, progress=progress
+        )
+    if os.environ.get("RANK", "0") != "0":
+        return
     loss, accuracy = summary["loss"], summary["accuracy"]
     typer.echo(
         f"{out}: {summary['steps']} steps, {summary['pairs']} pairs, "

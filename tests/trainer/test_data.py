@@ -268,7 +268,7 @@ def test_ids_are_made_once_and_mapped_afterwards(tmp_path, monkeypatch):
         before = len(calls)
         assert [found(), found()] == [before + 1, before + 1]
     cached_ids([groups], Template(TOKENIZERS["byte-level"], Limits(256, 64)), cache)
-    cached_ids([groups], Template(TOKENIZERS["metaspace"]), cache)
+    cached_ids([groups], Template(TOKENIZERS["metaspace-first"]), cache)
     cached_ids([groups], template, cache, split="eval")
     pq.write_table(make_groups(11), groups)
     cached_ids([groups], template, cache)
