@@ -31,12 +31,13 @@ def shown() -> Iterator[Report]:
                 task, completed=done, total=total, description=note
             )
         return
-    last = time.monotonic() - EVERY
+    last, written = time.monotonic() - EVERY, ""
 
     def line(done: int, total: int, note: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= EVERY or done == total:
-            last = time.monotonic()
-            print(f"{100 * done // max(total, 1):3d} %  {note}", file=sys.stderr, flush=True)
+        nonlocal last, written
+        text = f"{100 * done // max(total, 1):3d} %  {note}"
+        if text != written and (time.monotonic() - last >= EVERY or done == total):
+            last, written = time.monotonic(), text
+            print(text, file=sys.stderr, flush=True)
 
     yield line

@@ -1,6 +1,6 @@
 """Several processes that train one model: who is there, what each holds, what all agree on.
 
-    torchrun --nproc-per-node 2 -m trainer pretrain ...
+    torchrun --nproc-per-node 2 -m -- trainer pretrain ...
 
 `ddp` keeps all weights in every process, `fsdp` (FSDP2) a part of each. Both average gradients
 over processes, so a loss meant as a sum is multiplied by their number. A process alone is a world
@@ -104,7 +104,7 @@ def spread(scores: Scores, here: World, strategy: Strategy) -> nn.Module:
     if here.size == 1:
         return scores
     if strategy == "ddp":
-        return DistributedDataParallel(scores, broadcast_buffers=False)
+        return DistributedDataParallel(scores, forward_sync_buffers=False)
     for layer in decoder.layers(scores.network):
         fully_shard(layer)
     return fully_shard(scores)

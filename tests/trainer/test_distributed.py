@@ -56,6 +56,16 @@ def lines(out):
     return [json.loads(line) for line in (out / resume.LOG).read_text().splitlines()]
 
 
+def kill_all(process):
+    """SIGKILL to torchrun and to its processes, which would outlive it."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in (process.pid, *map(int, children)):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -84,8 +94,7 @@ def test_two_processes_give_the_numbers_of_one_and_go_on_where_they_were_stopped
     deadline = time.monotonic() + 600
     while resume.newest(stopped) is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_all(process)
     kept = resume.newest(stopped)
     assert kept is not None
     assert int(kept.name.removeprefix("step-")) < SETTINGS["max_steps"]

@@ -169,3 +169,13 @@ def test_the_difference_of_a_wrong_layout_is_seen(monkeypatch):
         attention, "_triangle", lambda *_: torch.zeros(attention.ROWS, attention.ROWS)
     )
     assert layout.difference(network, "shared", pieces) > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_flex_attention_gives_the_same_scores(name):
+    network, pieces = family(name), random_pieces(SHAPES, 8)
+    with torch.no_grad():
+        assert torch.allclose(separate(network, pieces), layout.flex(network, pieces), atol=1e-5)
+    assert_alike(network, layout.flex, pieces)
