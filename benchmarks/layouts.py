@@ -1,9 +1,10 @@
-"""Pairs a second of both memory layouts in both precisions, forward and backward, on one core.
+"""Pairs a second of both CPU layouts, forward and backward, at the lengths of real answers.
 
-    OMP_NUM_THREADS=1 python benchmarks/layouts.py [--width 128] [--layers 3] [--candidates 4]
+    OMP_NUM_THREADS=1 python benchmarks/layouts.py [--width 256] [--layers 6] [--candidates 4]
 
-CPU seconds are counted, so other work on the machine disturbs little. The variants alternate, the
-first round is dropped, and the last line is JSON.
+Lengths are drawn as those of prompts and answers are spread: many short, some long. CPU seconds
+are counted, so other work on the machine disturbs little. The variants alternate, the first round
+is dropped, and the last line is JSON.
 """
 
 from __future__ import annotations
@@ -23,20 +24,24 @@ from trainer.layout import LAYOUTS, precision
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, value in {
-        "width": 128,
-        "layers": 3,
+        "width": 256,
+        "layers": 6,
         "candidates": 4,
-        "prefix": 150,
-        "own": 60,
+        "prefix": 250,
+        "own": 100,
+        "pairs": 21,
+        "rounds": 5,
+        "threads": 1,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--precisions", default="bf16,fp32")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=2000,
+        vocab_size=4096,
         hidden_size=options.width,
-        intermediate_size=3 * options.width,
+        intermediate_size=options.width * 8 // 3 // 64 * 64,
         num_hidden_layers=options.layers,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -47,20 +52,20 @@ def main() -> None:
     rng = np.random.default_rng(0)
 
     def ids(length: int) -> np.ndarray:
-        return rng.integers(0, 2000, rng.integers(length - 10, length + 10))
+        return rng.integers(0, 4096, min(4 * length, max(1, int(rng.gamma(2.0, length / 2)))))
 
-    groups = 16
+    groups = options.pairs // (options.candidates - 1)
     pieces = [
         (ids(options.prefix), [ids(options.own) for _ in range(options.candidates)])
         for _ in range(groups)
     ]
     seconds: dict[tuple[str, str], list[float]] = {}
-    for _ in range(7):
-        for layout, function in LAYOUTS.items():
-            for name in ("fp32", "bf16"):
+    for _ in range(options.rounds + 1):
+        for layout in ("separate", "shared"):
+            for name in options.precisions.split(","):
                 began = time.process_time()
                 with precision(network, name):
-                    scores = function(network, pieces)
+                    scores = LAYOUTS[layout](network, pieces)
                 scores.pow(2).mean().backward()
                 network.zero_grad()
                 seconds.setdefault((layout, name), []).append(time.process_time() - began)

@@ -7,6 +7,7 @@ functions.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -76,11 +77,15 @@ def _train(
     values: list[str] | None,
     recipe: str | None,
 ) -> None:
+    from trainer.console import shown
     from trainer.loop import train
     from trainer.settings import read_settings
 
     settings = read_settings(config, values or [], recipe)
-    summary = train(groups, start, out, settings, stage=stage, progress=_progress)
+    with shown() as progress:
+        summary = train(groups, start, out, settings, stage=stage, progress=progress)
+    if os.environ.get("RANK", "0") != "0":
+        return
     loss, accuracy = summary["loss"], summary["accuracy"]
     typer.echo(
         f"{out}: {summary['steps']} steps, {summary['pairs']} pairs, "

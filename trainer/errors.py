@@ -19,5 +19,9 @@ class ResumeError(TrainerError):
     """An output folder holds a run that cannot be gone on with."""
 
 
+class LayoutError(TrainerError):
+    """A memory layout does not give the scores of separate sequences on this network."""
+
+
 class DivergedError(TrainerError):
     """The loss stopped being a finite number; the last saved checkpoint is intact."""

@@ -1,27 +1,34 @@
 """How the sequences of several groups are laid out in memory; every layout gives the same scores.
 
 `separate` runs each candidate's whole sequence and is the reference for all others. `shared` runs
-the prefix that a group's candidates have in common once, and lets each candidate's remaining ids
-attend to its keys and values: the same arithmetic, without repeating the prefix K times.
+the prefix that a group's candidates have in common once, in one row without padding: the same
+arithmetic, without repeating the prefix K times. `flex` is the same row filled up to a fixed
+length, for FlexAttention's kernels.
 
-Shapes: G groups, N candidates in all, P ids of the longest prefix, S of the longest suffix.
+What a row is belongs to `packed`, how a CPU runs it fast to `decoder` and `attention`.
+
+Shapes: N candidates in all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, DynamicCache, PreTrainedModel
+from torch.nn.attention.flex_attention import create_block_mask
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-Pieces = Sequence[tuple[np.ndarray, Sequence[np.ndarray]]]
-"""Per group the ids of the shared prefix, and of each candidate what follows it."""
+from trainer import decoder
+from trainer.packed import Pieces, Row, row_of
+
+ROW_STEP = 1024
+"""A row of `flex` is as long as the next multiple of this, so that few shapes are compiled."""
 
 
 def separate(network: PreTrainedModel, pieces: Pieces) -> Tensor:
@@ -29,80 +36,93 @@ def separate(network: PreTrainedModel, pieces: Pieces) -> Tensor:
     rows = [np.concatenate([prefix, suffix]) for prefix, own in pieces for suffix in own]
     ids, lengths = padded(rows, network.device)
     hidden = network.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return _head(network, hidden, lengths)
+    return _head(network, hidden[torch.arange(len(rows), device=hidden.device), lengths - 1])
 
 
 def shared(network: PreTrainedModel, pieces: Pieces) -> Tensor:
-    """Scores (N,) in fp32, each group's prefix run once.
+    """Scores (N,) in fp32, each group's prefix run once."""
+    if network.device.type != "cpu":
+        return flex(network, pieces)
+    row = row_of(pieces, network.device)
+    if decoder.ready(network):
+        return _head(network, decoder.last_hidden(network, row))
+    return _over_masks(network, row, _dense_mask)
 
-    Positions go on after the prefix, and a mask hides what pads shorter prefixes.
+
+def flex(network: PreTrainedModel, pieces: Pieces) -> Tensor:
+    """Scores (N,) in fp32, through FlexAttention over one row of fixed length.
+
+    FlexAttention has no backward pass on a CPU; there the same mask, dense, takes its place.
     """
-    if min(len(prefix) for prefix, _ in pieces) == 0 or slides(network):
-        return separate(network, pieces)
-    device = network.device
-    prefix_GP, prefix_lengths = padded([prefix for prefix, _ in pieces], device)
-    suffix_NS, suffix_lengths = padded([suffix for _, own in pieces for suffix in own], device)
-    counts = [len(own) for _, own in pieces]
-    group = torch.from_numpy(np.repeat(np.arange(len(pieces)), counts)).to(device)
+    row = row_of(pieces, network.device, length=ids_run("flex", pieces))
+    if network.device.type == "cpu" and torch.is_grad_enabled():
+        return _over_masks(network, row, _dense_mask)
+    before = network.config._attn_implementation
+    network.set_attn_implementation("flex_attention")
+    try:
+        return _over_masks(network, row, _block_mask)
+    finally:
+        network.set_attn_implementation(before)
 
-    cache = _prefix_cache(network, prefix_GP)
-    if len(set(counts)) == 1:
-        cache.batch_repeat_interleave(counts[0])  # the same, and its gradient is cheaper
-    else:
-        cache.batch_select_indices(group)
 
-    start_N1 = prefix_lengths[group].unsqueeze(1)
-    step_S = torch.arange(suffix_NS.shape[1], device=device)
-    sees_prefix_NP = torch.arange(prefix_GP.shape[1], device=device) < start_N1
-    sees_suffix_SS = step_S <= step_S.unsqueeze(1)
-    n, s = suffix_NS.shape
-    mask = torch.cat(
-        [sees_prefix_NP.unsqueeze(1).expand(n, s, -1), sees_suffix_SS.expand(n, s, s)], dim=-1
-    )
+def _over_masks(
+    network: PreTrainedModel, row: Row, make: Callable[[Row, int | None], Any]
+) -> Tensor:
+    """Scores through the network as transformers wrote it, with a mask for each kind of layer."""
+    windows = decoder.windows(network.config)
+    masks = {window: make(row, window) for window in set(windows)}
+    kinds = getattr(network.config, "layer_types", None)
+    mask: Any = masks[windows[0]]
+    if len(masks) > 1:
+        mask = {kind: masks[window] for kind, window in zip(kinds, windows, strict=True)}
     hidden = network.base_model(
-        input_ids=suffix_NS,
-        attention_mask=mask.unsqueeze(1),
-        position_ids=start_N1 + step_S,
-        past_key_values=cache,
-        use_cache=True,
+        input_ids=row.ids, position_ids=row.positions, attention_mask=mask, use_cache=False
     ).last_hidden_state
-    return _head(network, hidden, suffix_lengths)
+    return _head(network, hidden[0, row.last])
 
 
-class _Filled(Exception):  # noqa: N818 - a signal, not a fault
-    """The last layer's keys and values are there."""
+def _block_mask(row: Row, window: int | None) -> Any:
+    length = row.ids.shape[1]
+    return create_block_mask(row.sees(window), 1, None, length, length, device=row.ids.device)
 
 
-class _PrefixCache(DynamicCache):
-    """Ends the forward pass once it holds every layer's keys and values.
-
-    Nothing that a prefix's last layer computes after them is read by anyone.
-    """
-
-    filling = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """As in the parent class, whose argument names these are."""
-        found = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if self.filling and layer_idx == len(self.layers) - 1:
-            raise _Filled
-        return found
+def _dense_mask(row: Row, window: int | None) -> Tensor:
+    """Whom every query sees, (1, 1, T, T)."""
+    place = torch.arange(row.ids.shape[1], device=row.ids.device)
+    return row.sees(window)(place, place, place.unsqueeze(1), place.unsqueeze(0))[None, None]
 
 
-def _prefix_cache(network: PreTrainedModel, prefix_GP: Tensor) -> DynamicCache:
-    cache = _PrefixCache(config=network.config)
-    with suppress(_Filled):
-        network.base_model(input_ids=prefix_GP, past_key_values=cache, use_cache=True)
-    cache.filling = False
-    return cache
+def ids_run(layout: str, pieces: Pieces) -> int:
+    """Ids that a layout runs for these groups, padding included."""
+    if layout == "separate":
+        lengths = [len(prefix) + len(suffix) for prefix, own in pieces for suffix in own]
+        return len(lengths) * max(lengths)
+    used = sum(len(prefix) + sum(map(len, own)) for prefix, own in pieces)
+    return -(-used // ROW_STEP) * ROW_STEP if layout == "flex" else used
 
 
 LAYOUTS: dict[str, Callable[[PreTrainedModel, Pieces], Tensor]] = {
     "separate": separate,
     "shared": shared,
+    "flex": flex,
 }
+
+
+@torch.no_grad()
+def difference(network: PreTrainedModel, layout: str, pieces: Pieces) -> float:
+    """How far a layout's scores are from those of `separate`, as a share of their size (or of 1).
+
+    The head may be all zeros, so a fixed one of the same size takes its place.
+    """
+    head = cast(nn.Linear, network.score).weight
+    kept = head.detach().clone()
+    generator = torch.Generator().manual_seed(0)
+    head.copy_(torch.randn(head.shape, generator=generator) / head.shape[-1] ** 0.5)
+    try:
+        expected, found = separate(network, pieces), LAYOUTS[layout](network, pieces)
+    finally:
+        head.copy_(kept)
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0))
 
 
 @contextmanager
@@ -148,11 +168,6 @@ AttentionInterface.register(_FP32_ATTENTION, _attention_in_fp32)
 AttentionMaskInterface.register(_FP32_ATTENTION, sdpa_mask)
 
 
-def slides(network: PreTrainedModel) -> bool:
-    """Whether some layer sees only a window: padding inside the cache would shift it."""
-    return any("sliding" in kind for kind in getattr(network.config, "layer_types", None) or [])
-
-
 def padded(rows: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows filled up on the right, and their lengths.
 
@@ -165,9 +180,8 @@ def padded(rows: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Te
     return torch.from_numpy(ids).to(device), torch.tensor(lengths, device=device)
 
 
-def _head(network: PreTrainedModel, hidden: Tensor, lengths: Tensor) -> Tensor:
-    """The scalar head on each row's last own id, in fp32 whatever ran before."""
-    last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
-    with torch.autocast(hidden.device.type, enabled=False):
+def _head(network: PreTrainedModel, last: Tensor) -> Tensor:
+    """The scalar head on the last ids' states (N, E), in fp32 whatever ran before."""
+    with torch.autocast(last.device.type, enabled=False):
         weight = cast(nn.Linear, network.score).weight
         return nn.functional.linear(last.float(), weight.float()).squeeze(-1)

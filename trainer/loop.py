@@ -6,7 +6,10 @@ The order of groups is a function of (seed, epoch), and each step of its number,
 from weights, optimiser state and step alone. While it runs, `out/resume/step-N` is a complete
 checkpoint; at the end the model lies in `out` itself, beside `metrics.jsonl` and `training.json`.
 
-What a step computes belongs to `layout` and `loss`; saving and finding a run to `resume`.
+Under torchrun every process takes a share of each step's groups; see `distributed`.
+
+What a step computes belongs to `layout` and `loss`; saving and finding a run to `resume`; what a
+line of the log says to `metrics`.
 """
 
 from __future__ import annotations
@@ -14,23 +17,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from trainer import lora, resume
-from trainer.errors import BadGroupsError, DivergedError
-from trainer.layout import LAYOUTS, precision
-from trainer.loss import bradley_terry
+from trainer import distributed, lora, resume
+from trainer.distributed import World
+from trainer.errors import BadGroupsError, DivergedError, LayoutError
+from trainer.ids_cache import cached_ids
+from trainer.layout import difference, ids_run, precision
+from trainer.loss import bradley_terry, pairs_of
+from trainer.metrics import SUMS, EventFiles, Work, line_of, no_sums
 from trainer.model import RewardModel, Stage
 from trainer.optim import adamw, learning_rate
-from trainer.packing import Ids, Progress, batches, microbatches, tokenise
+from trainer.packing import Ids, Progress, batches, costs, microbatches, shares
 from trainer.settings import TrainSettings
 from trainer.template import Limits, Wrapper
 
 WRAPPERS: dict[Stage, Wrapper] = {"pretrain": "pretrain", "finetune": "sft"}
+ALLOWED = 1e-4
+"""Difference from separate sequences, as a share of the scores, at which a layout is refused."""
 
 
 def train(
@@ -44,6 +53,7 @@ def train(
     snapshot: int | None = None,
     checkpoint_id: str | None = None,
     split: str = "train",
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a reward model on the groups of `split` and leave its checkpoint in `out`.
@@ -58,6 +68,7 @@ def train(
         snapshot: the lake snapshot that the groups come from.
         checkpoint_id: the id this checkpoint goes by.
         split: which groups to train on.
+        cache: a folder to keep token ids in, so that they are made once.
         progress: called at most a few times a second with thousandths done, 1000, and a note.
 
     Returns:
@@ -67,19 +78,46 @@ def train(
     Raises:
         BadGroupsError: the groups cannot be read, or none can be learned from.
         BadCheckpointError: `start` cannot be used.
-        ResumeError: `out` holds another run, or one that cannot be gone on with.
+        ResumeError: `out` holds another run, one that cannot be gone on with, or one that goes on.
+        LayoutError: the layout does not give the scores of separate sequences.
         DivergedError: the loss or the gradient is not finite.
     """
     out = Path(out)
+    chosen = {"parents": tuple(parents), "snapshot": snapshot, "checkpoint_id": checkpoint_id}
+    with distributed.world() as here, resume.only_trainer(out) if here.first else nullcontext():
+        if not here.first:
+            progress = None
+        here.wait()  # until the first process holds the folder
+        return _train(
+            groups, Path(start), out, settings, stage, chosen, split, cache, progress, here
+        )
+
+
+def _train(
+    groups: Sequence[Path],
+    start: Path,
+    out: Path,
+    settings: TrainSettings,
+    stage: Stage,
+    changes: dict[str, Any],
+    split: str,
+    cache: Path | None,
+    progress: Progress | None,
+    here: World,
+) -> dict[str, Any]:
+    """What `train` does, in one process of its world."""
     limits = None
     if settings.max_length is not None and settings.max_response_length is not None:
         limits = Limits(settings.max_length, settings.max_response_length)
-    model = RewardModel.start(Path(start), wrapper=WRAPPERS[stage], limits=limits)
-    ids, counts = tokenise(groups, model.template, split=split, progress=progress)
+    model = RewardModel.start(start, wrapper=WRAPPERS[stage], limits=limits)
+    for turn in (here.first, not here.first):  # the others find what the first one made
+        if turn:
+            ids, counts = cached_ids(groups, model.template, cache, split=split, progress=progress)
+        here.wait()
     if not len(ids):
         msg = f"no group of split {split!r} to train on in {', '.join(map(str, groups))}: {counts}"
         raise BadGroupsError(msg)
-    identity = resume.identity(settings, stage, Path(start), ids)
+    identity = resume.identity(settings, stage, start, ids)
     finished = resume.finished(out, identity)
     if finished is not None:
         return finished
@@ -89,15 +127,18 @@ def train(
         lora.attach(model.network, settings.lora, seed=settings.seed, state=adapters)
     else:
         model = restored
-    changes = {"stage": stage, "snapshot": snapshot, "checkpoint_id": checkpoint_id}
-    record = model.record.model_copy(update={**changes, "parents": tuple(parents)})
+    record = model.record.model_copy(update={**changes, "stage": stage})
     model = RewardModel(model.network, model.tokenizer, record).place()
-    run = _Run(model, ids, out, settings, identity, progress)
+    run = _Run(model, ids, out, settings, identity, progress, here)
     run.go(state)
+    weights = run.weights()
     summary = run.summary(counts)
-    if settings.lora and settings.lora.keep:
-        lora.save(model.network, settings.lora, Path(start), out / lora.FOLDER)
-    resume.finish(out, model, identity, summary)
+    here.wait()
+    if here.first:
+        if settings.lora and settings.lora.keep:
+            lora.save(model.network, settings.lora, start, out / lora.FOLDER)
+        resume.finish(out, model, identity, summary, weights)
+    here.wait()
     return summary
 
 
@@ -112,25 +153,38 @@ class _Run:
         settings: TrainSettings,
         identity: dict[str, Any],
         progress: Progress | None,
+        here: World,
     ) -> None:
-        self.model, self.ids, self.out = model, ids, out
+        self.model, self.ids, self.out, self.here = model, ids, out, here
         self.settings, self.identity, self.progress = settings, identity, progress
         self.lengths = ids.lengths()
-        self.costs = self.lengths * [len(ids.group_ranks(g)) for g in range(len(ids))]
-        self.layout = LAYOUTS[settings.layout]
-        self.optimiser = adamw(model.network, settings)
+        self.costs = costs(ids, settings.layout, model.network.config.hidden_size)
+        self.known = {"official": ids.official(), "ids": ids.distinct(), "seen": ids.seen()}
         self.epoch_steps = len(self._plan(0))
         limit = settings.max_steps or math.inf
         self.total = int(min(settings.epochs * self.epoch_steps, limit))
         self.step, self.elapsed, self.pairs, self.tokens = 0, 0.0, 0, 0
-        self.interval, self.last = _empty_interval(), _empty_interval() | {"accuracy": 0.0}
+        self.interval, self.last = no_sums(), no_sums() | {"accuracy": 0.0}
+        self._check_layout()
+        if settings.checkpointing:
+            model.network.gradient_checkpointing_enable({"use_reentrant": False})
+        self.work = Work(model.network)
+        scores = distributed.Scores(model.network, settings.layout)
+        self.scores = distributed.spread(scores, here, settings.strategy)
+        self.optimiser = adamw(model.network, settings)
 
     def go(self, state: dict[str, Any]) -> None:
         """Run from `state` (empty for a new run) to the end, logging and saving on the way."""
         if state:
-            self.optimiser.load_state_dict(state.pop("optimiser"))
+            distributed.load_optimiser(self.optimiser, state.pop("optimiser"))
             vars(self).update(state)
-        resume.trim_log(self.out, self.step)
+        if self.here.first:
+            resume.trim_log(self.out, self.step)
+        writes = self.here.first and self.settings.tensorboard
+        with closing(EventFiles(self.out, self.step)) if writes else nullcontext() as events:
+            self._go(events)
+
+    def _go(self, events: EventFiles | None) -> None:
         self.model.network.train()
         clock, saved, told = time.perf_counter() - self.elapsed, self.elapsed, 0.0
         plan, planned = self._plan(0), 0
@@ -139,25 +193,37 @@ class _Run:
             if epoch != planned:
                 plan, planned = self._plan(epoch), epoch
             self._take_step(plan[index])
-            self.elapsed = time.perf_counter() - clock
+            self.elapsed = self.here.agreed(time.perf_counter() - clock)
             if self.step % self.settings.log_every == 0 or self.step == self.total:
-                self._write_interval()
+                self._write_interval(events)
             if self.progress and self.elapsed - told > 0.3:
                 told = self.elapsed
                 self.progress(round(1000 * self._done()), 1000, self._note())
             if self.elapsed - saved > self.settings.save_seconds and self.step < self.total:
-                resume.save(self.out, self.model, self.state(), self.identity)
+                self._save()
                 saved = self.elapsed
         if self.interval["pairs"]:
-            self._write_interval()
+            self._write_interval(events)
         if self.progress:
             self.progress(1000, 1000, self._note())
+
+    def _save(self) -> None:
+        weights, state = self.weights(), self.state()
+        if self.here.first:
+            resume.save(self.out, self.model, state, self.identity, weights)
+        self.here.wait()
+
+    def weights(self) -> dict[str, Any] | None:
+        """All weights, where no process holds them all; None where each does."""
+        if self.here.size == 1 or self.settings.strategy == "ddp":
+            return None
+        return distributed.whole(self.model.network.state_dict())
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs beside the weights."""
         names = ("step", "elapsed", "pairs", "tokens", "interval")
         return {
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": distributed.whole(self.optimiser.state_dict()),
             **({"adapters": lora.weights(self.model.network)} if self.settings.lora else {}),
             **{name: getattr(self, name) for name in names},
         }
@@ -188,24 +254,48 @@ class _Run:
         by_clock = self.elapsed / self.settings.max_seconds if self.settings.max_seconds else 0.0
         return max(self.step / self.total, by_clock)
 
+    def _check_layout(self) -> None:
+        """Compare the layout with separate sequences on a slice of the first batch, in fp32."""
+        first = self._plan(0)[0][:2]
+        network = self.model.network.eval()
+        found = difference(network, self.settings.layout, self._pieces(first))
+        if not found <= ALLOWED:
+            names = ", ".join(self.ids.group_ids[g] for g in first)
+            msg = (
+                f"layout {self.settings.layout!r} gives {type(network).__name__} other scores than "
+                f"separate sequences on groups {names}: they differ by {found:.2g} of their size, "
+                f"{ALLOWED:.2g} is allowed; set layout=separate"
+            )
+            raise LayoutError(msg)
+
+    def _pieces(self, groups: np.ndarray) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+        return [(self.ids.prefix(g), self.ids.suffixes(g)) for g in groups]
+
+    def _parts(self, batch: np.ndarray) -> list[np.ndarray]:
+        """This process's parts of a step, as many as any process has; the last may be empty."""
+        padded = self.settings.layout == "separate"
+        all_parts = []
+        for share in shares(self.costs[batch], self.here.size):
+            mine = batch[share]
+            parts = microbatches(self.costs[mine], self.settings.micro_tokens, padded=padded)
+            all_parts.append([mine[part] for part in parts])
+        most = max(map(len, all_parts))
+        mine = all_parts[self.here.rank]
+        return mine + [batch[:0]] * (most - len(mine))
+
     def _take_step(self, batch: np.ndarray) -> None:
         """One optimiser step over the pairs of `batch`, in parts that fit `micro_tokens`."""
         network, settings, ids = self.model.network, self.settings, self.ids
         torch.manual_seed(settings.seed * 1_000_003 + self.step)
-        ranks = [ids.group_ranks(g) for g in batch]
-        pairs = sum(int((r[:, None] < r[None, :]).sum()) for r in ranks)
-        totals = _empty_interval()
-        for part in microbatches(self.costs[batch], settings.micro_tokens):
-            chosen = batch[part]
-            with precision(network, settings.precision):
-                scores = self.layout(network, [(ids.prefix(g), ids.suffixes(g)) for g in chosen])
-            sums = bradley_terry(scores, [ranks[i] for i in part])
-            (sums.loss / pairs).backward()
-            totals["loss"] += float(sums.loss.detach())
-            totals["correct"] += sums.correct
-            totals["margin"] += sums.margin
-            totals["tokens"] += int(self._sizes(chosen))
-        norm = float(torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip))
+        pairs = sum(pairs_of(ids.group_ranks(g)) for g in batch)
+        totals = dict.fromkeys(SUMS, 0.0)
+        parts = self._parts(batch)
+        for number, part in enumerate(parts, 1):
+            with distributed.quietly(self.scores, number == len(parts)):
+                self._backward(part, batch, self.here.size / pairs, totals)
+        summed = self.here.summed(list(totals.values()))
+        totals = dict(zip(totals, summed, strict=True))
+        norm = distributed.clip_gradients(network, settings.clip)
         if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
             self._diverged(batch, totals["loss"] / pairs, norm)
         done = max((self.step + 1) / self.total, self._done())
@@ -216,14 +306,30 @@ class _Run:
         self.step += 1
         self.pairs += pairs
         self.tokens += int(totals["tokens"])
-        totals |= {"pairs": pairs, "grad_norm": norm, "steps": 1}
-        self.interval = {key: self.interval[key] + totals[key] for key in totals}
+        totals |= {"grad_norm": norm, "steps": 1}
+        for key, value in totals.items():
+            self.interval[key] += value
 
-    def _sizes(self, groups: np.ndarray) -> int:
-        """Ids in the groups' sequences, counted as if each stood alone."""
-        return sum(
-            len(self.ids.prefix(g)) + len(suffix) for g in groups for suffix in self.ids.suffixes(g)
-        )
+    def _backward(
+        self, part: np.ndarray, batch: np.ndarray, weight: float, totals: dict[str, float]
+    ) -> None:
+        """Gradients of one part's loss times `weight`; an empty part only keeps others company."""
+        pieces = self._pieces(part if len(part) else batch[:1])
+        with precision(self.model.network, self.settings.precision):
+            scores = self.scores(pieces)
+        if not len(part):
+            (scores.sum() * 0).backward()
+            return
+        sums = bradley_terry(scores, [self.ids.group_ranks(g) for g in part])
+        (sums.loss * weight).backward()
+        totals["loss"] += float(sums.loss.detach())
+        totals["correct"] += sums.correct
+        totals["margin"] += sums.margin
+        totals["pairs"] += sums.pairs
+        totals["tokens"] += sum(len(own) + len(prefix) for prefix, all_ in pieces for own in all_)
+        totals["run"] += ids_run(self.settings.layout, pieces)
+        for key, values in self.known.items():
+            totals[key] += float(values[part].sum())
 
     def _diverged(self, batch: np.ndarray, loss: float, norm: float) -> None:
         names = ", ".join(self.ids.group_ids[g] for g in batch[:5])
@@ -235,26 +341,22 @@ class _Run:
         )
         raise DivergedError(msg)
 
-    def _write_interval(self) -> None:
-        sums, self.interval = self.interval, _empty_interval()
-        seconds = max(self.elapsed - sums["since"], 1e-9)
+    def _write_interval(self, events: EventFiles | None) -> None:
+        sums, self.interval = self.interval, no_sums()
         self.interval["since"] = self.elapsed
-        pairs, steps = sums["pairs"], sums["steps"]
         line = {
             "step": self.step,
             "epoch": round(self.step / self.epoch_steps, 4),
             "seconds": round(self.elapsed, 3),
-            "loss": sums["loss"] / pairs,
-            "accuracy": sums["correct"] / pairs,
-            "margin": sums["margin"] / pairs,
-            "grad_norm": sums["grad_norm"] / steps,
             "lr": self.optimiser.param_groups[0]["lr"],
             "pairs": self.pairs,
-            "pairs_per_s": round(pairs / seconds, 2),
-            "tokens_per_s": round(sums["tokens"] / seconds, 1),
+            **line_of(sums, self.elapsed - sums["since"], self.work),
         }
-        resume.append_log(self.out, line)
         self.last = line
+        if self.here.first:
+            resume.append_log(self.out, line)
+        if events:
+            events.write(line)
 
     def _note(self) -> str:
         sums = self.interval if self.interval["pairs"] else None
@@ -263,8 +365,3 @@ class _Run:
         else:
             loss, accuracy = self.last["loss"], self.last["accuracy"]
         return f"step {self.step}, loss {loss:.3f}, accuracy {accuracy:.3f}"
-
-
-def _empty_interval() -> dict[str, float]:
-    names = ("loss", "correct", "margin", "tokens", "pairs", "grad_norm", "steps", "since")
-    return dict.fromkeys(names, 0.0)

@@ -35,6 +35,11 @@ def pair_indices(ranks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([*better, empty]), np.concatenate([*worse, empty])
 
 
+def pairs_of(ranks: np.ndarray) -> int:
+    """How many pairs a group has whose candidates' ranks (K,) are given."""
+    return int((ranks[:, None] < ranks[None, :]).sum())
+
+
 def bradley_terry(scores: Tensor, ranks: Sequence[np.ndarray]) -> PairSums:
     """Sum of -log sigmoid(better - worse) over all pairs of all groups (paper, Eq. 7 and 8).
 

@@ -133,12 +133,16 @@ class RewardModel:
         nn.Module.to(self.network, torch.device(device or best))
         return self
 
-    def save(self, path: Path) -> None:
-        """Write the folder; `polar.json` comes last, so a folder that has it is complete."""
+    def save(self, path: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Write the folder; `polar.json` comes last, so a folder that has it is complete.
+
+        `weights` by name stand in for the network's own where those are split over processes.
+        """
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         with _quiet():
-            self.network.save_pretrained(path, state_dict=merged(self.network))
+            state = weights or merged(self.network)
+            self.network.save_pretrained(path, state_dict=state)
         self.tokenizer.save_pretrained(path)
         (path / RECORD).write_text(self.record.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
@@ -166,7 +170,9 @@ def read_record(path: Path) -> Record:
         return Record.model_validate_json(file.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         faults = error.errors() if isinstance(error, ValidationError) else []
-        said = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults)
+        said = "; ".join(
+            f"{'.'.join(map(str, f['loc']))}: {f['msg']}, not {f['input']!r:.40}" for f in faults
+        )
         msg = f"{file}: not a record of this version ({said or error}); restore or retrain it"
         raise BadCheckpointError(msg) from error
 
@@ -187,6 +193,11 @@ def _open(path: Path, *, may_miss_head: bool) -> tuple[PreTrainedModel, PreTrain
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         msg = f"{path}: transformers cannot load it as a sequence classifier: {error}"
         raise BadCheckpointError(msg) from error
+    with torch.no_grad():
+        for (
+            parameter
+        ) in network.parameters():  # a file's bytes lie anywhere, and where changes sums
+            parameter.data = parameter.data.clone()
     headless = "score.weight" in report["missing_keys"]
     missing = set(report["missing_keys"]) - ({"score.weight"} if may_miss_head else set())
     mismatched = {key for key, *_ in report["mismatched_keys"]}

@@ -6,6 +6,7 @@ layout may encode the prefix once; `model` decides whether it does.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -52,11 +53,43 @@ class Ids:
         """Ranks (K,) of the group's candidates."""
         return self.ranks[self.first[group] - group : self.first[group + 1] - group - 1]
 
+    def digest(self) -> str:
+        """A hash of all ids, their division into pieces and groups, and the ranks."""
+        total = hashlib.blake2b(digest_size=16)
+        for array in (self.tokens, self.starts, self.first, self.ranks):
+            total.update(np.ascontiguousarray(array).data)
+        return total.hexdigest()
+
     def lengths(self) -> np.ndarray:
         """Per group the ids of its longest sequence."""
         sizes = np.diff(self.starts)
         longest = [sizes[a + 1 : b].max(initial=0) for a, b in pairwise(self.first)]
         return sizes[self.first[:-1]] + np.asarray(longest, dtype=np.int64)
+
+    def official(self) -> np.ndarray:
+        """Per group the ids the official code runs: both sequences whole, for every pair."""
+        whole, group, _ = self._candidates()
+        partners = [_partners(self.group_ranks(g)) for g in range(len(self))]
+        return np.bincount(group, whole * np.concatenate(partners), len(self)).astype(np.int64)
+
+    def seen(self) -> np.ndarray:
+        """Per group the pairs of ids of which one sees the other, its prefix counted once."""
+        whole, group, prefix = self._candidates()
+        own = whole - prefix[group]
+        each = own * prefix[group] + own * (own + 1) / 2
+        return prefix * (prefix + 1) / 2 + np.bincount(group, each, len(self))
+
+    def distinct(self) -> np.ndarray:
+        """Per group its ids, the shared prefix counted once."""
+        whole, group, prefix = self._candidates()
+        return prefix + np.bincount(group, whole - prefix[group], len(self)).astype(np.int64)
+
+    def _candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Per candidate its ids and its group's number; per group the ids of its prefix."""
+        sizes = np.diff(self.starts)
+        prefix = sizes[self.first[:-1]]
+        group = np.repeat(np.arange(len(self)), np.diff(self.first) - 1)
+        return np.delete(sizes, self.first[:-1]) + prefix[group], group, prefix
 
     def _piece(self, piece: int) -> np.ndarray:
         return self.tokens[self.starts[piece] : self.starts[piece + 1]]
@@ -130,6 +163,11 @@ def tokenise(
     return builder.build(), dict(counts)
 
 
+def _partners(ranks: np.ndarray) -> np.ndarray:
+    """Per candidate the pairs of its group that it is in."""
+    return (ranks[:, None] != ranks[None, :]).sum(axis=1)
+
+
 def _unusable(ranks: list[int], sequences: list[list[int]]) -> str | None:
     """Why a group cannot be learned from, if it cannot."""
     if len(set(ranks)) < 2:
@@ -159,15 +197,52 @@ def batches(
     return [cut[i] for i in generator.permutation(len(cut))]
 
 
-def microbatches(costs: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Positions of one step's groups in parts whose padded cost stays within `budget` ids.
+def costs(ids: Ids, layout: str, width: int) -> np.ndarray:
+    """What each group costs in a layout, counted in ids of a network of that width.
 
-    Groups of like length lie together; a group dearer than the budget has a part of its own.
+    An id's products in a layer are about 24 E^2 operations, a pair of ids' in attention 4 E.
+    Separate sequences pay for their padding too; see `microbatches`.
+    """
+    if layout == "separate":
+        candidates = np.diff(ids.first) - 1
+        longest = ids.lengths()
+        return candidates * (longest + longest**2 / 2 / (6 * width))
+    return ids.distinct() + ids.seen() / (6 * width)
+
+
+def microbatches(costs: np.ndarray, budget: int, *, padded: bool) -> list[np.ndarray]:
+    """Positions of one step's groups in parts whose cost stays within `budget` ids.
+
+    Where rows are padded, groups of like length lie together and each costs what the dearest does;
+    otherwise the dearest come first and each goes into the first part with room. A group dearer
+    than the budget has a part of its own.
     """
     parts: list[list[int]] = []
-    for position in np.argsort(costs, kind="stable"):
-        if parts and int(costs[position]) * (len(parts[-1]) + 1) <= budget:
-            parts[-1].append(int(position))
-        else:
-            parts.append([int(position)])
+    loads: list[float] = []
+    if padded:
+        for position in np.argsort(costs, kind="stable"):
+            if parts and costs[position] * (len(parts[-1]) + 1) <= budget:
+                parts[-1].append(int(position))
+            else:
+                parts.append([int(position)])
+        return [np.asarray(part) for part in parts]
+    for position in np.argsort(-costs, kind="stable"):
+        cost = float(costs[position])
+        found = next((i for i, load in enumerate(loads) if load + cost <= budget), len(parts))
+        if found == len(parts):
+            parts.append([])
+            loads.append(0.0)
+        parts[found].append(int(position))
+        loads[found] += cost
     return [np.asarray(part) for part in parts]
+
+
+def shares(costs: np.ndarray, processes: int) -> list[np.ndarray]:
+    """Positions of one step's groups for each process, of about the same cost together."""
+    parts: list[list[int]] = [[] for _ in range(processes)]
+    loads = np.zeros(processes)
+    for position in np.argsort(-costs, kind="stable"):
+        least = int(loads.argmin())
+        parts[least].append(int(position))
+        loads[least] += costs[position]
+    return [np.asarray(part, dtype=np.int64) for part in parts]

@@ -7,10 +7,14 @@ one goes only then. When the run ends, the model moves to `out`, `polar.json` la
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +29,34 @@ from trainer.packing import Ids
 LOG = "metrics.jsonl"
 DONE = "training.json"
 STATE = "state.pt"
-FREE = ("log_every", "save_seconds")
+FREE = ("log_every", "save_seconds", "strategy", "tensorboard")
 """Settings that may change between a start and its resumption."""
+
+
+@contextmanager
+def only_trainer(out: Path) -> Iterator[None]:
+    """Hold a folder against other trainers; a process that ends, however it ends, lets go.
+
+    Raises:
+        ResumeError: another process is training there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        msg = (
+            f"{out}: another trainer is writing there; wait for it, stop it, or choose another "
+            f"folder"
+        )
+        raise ResumeError(msg) from error
+    finally:
+        os.close(folder)
 
 
 def identity(settings: BaseModel, stage: str, start: Path, ids: Ids) -> dict[str, Any]:
     """What makes a run this run: settings, stage, starting weights and token ids."""
-    tokens = hashlib.blake2b(digest_size=16)
-    for array in (ids.tokens, ids.starts, ids.first, ids.ranks):
-        tokens.update(array.tobytes())
     weights = hashlib.blake2b(digest_size=16)
     for file in sorted(start.glob("*.safetensors")):
         with file.open("rb") as stream:
@@ -43,7 +66,7 @@ def identity(settings: BaseModel, stage: str, start: Path, ids: Ids) -> dict[str
         **chosen,
         "stage": stage,
         "starting weights": weights.hexdigest(),
-        "groups": tokens.hexdigest(),
+        "groups": ids.digest(),
     }
 
 
@@ -101,12 +124,21 @@ def restore(out: Path, wanted: dict[str, Any]) -> tuple[RewardModel, dict[str, A
         raise ResumeError(msg) from error
 
 
-def save(out: Path, model: RewardModel, state: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Save a checkpoint with its state; the one before stays until this one is complete."""
+def save(
+    out: Path,
+    model: RewardModel,
+    state: dict[str, Any],
+    wanted: dict[str, Any],
+    weights: dict[str, Any] | None = None,
+) -> None:
+    """Save a checkpoint with its state; the one before stays until this one is complete.
+
+    `weights` are the network's, gathered, where no process holds all of them.
+    """
     folder = out / "resume"
     unfinished = folder / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save(unfinished)
+    model.save(unfinished, weights)
     torch.save({"identity": wanted, "state": state}, unfinished / STATE)
     target = folder / f"step-{state['step']:09d}"
     if target.exists():  # saved, then killed before another step was taken
@@ -117,11 +149,17 @@ def save(out: Path, model: RewardModel, state: dict[str, Any], wanted: dict[str,
             shutil.rmtree(old)
 
 
-def finish(out: Path, model: RewardModel, wanted: dict[str, Any], summary: dict[str, Any]) -> None:
-    """Put the trained model into `out` and drop what was kept for resuming."""
+def finish(
+    out: Path,
+    model: RewardModel,
+    wanted: dict[str, Any],
+    summary: dict[str, Any],
+    weights: dict[str, Any] | None = None,
+) -> None:
+    """Put the trained model into `out` and drop what was kept for resuming (see `save`)."""
     unfinished = out / "resume" / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save(unfinished)
+    model.save(unfinished, weights)
     record = json.dumps({"identity": wanted, "summary": summary}, indent=1)
     (unfinished / DONE).write_text(record + "\n", encoding="utf-8")
     last = ("polar.json", DONE)

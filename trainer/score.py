@@ -105,6 +105,7 @@ class Scorer:
 
         Items with the same prompt and reference go together, so that these are run once.
         """
+        padded = self.layout is LAYOUTS["separate"]
         ids = [sequences[0] for sequences in self.model.template.encode(window)]
         alike: dict[tuple[str, str, str], list[int]] = {}
         for position, text in enumerate(window):
@@ -116,8 +117,9 @@ class Scorer:
             rows = [np.asarray(ids[position]) for position in group]
             shared = common_prefix(rows)
             pieces.append((rows[0][:shared], [row[shared:] for row in rows]))
-            costs.append(max(map(len, rows)) * len(rows))
-        for part in microbatches(np.asarray(costs), batch_tokens):
+            once = shared + sum(len(row) - shared for row in rows)
+            costs.append(max(map(len, rows)) * len(rows) if padded else once)
+        for part in microbatches(np.asarray(costs), batch_tokens, padded=padded):
             scores = self.layout(self.model.network, [pieces[i] for i in part])
             yield np.concatenate([groups[i] for i in part]), scores.cpu().numpy()
 

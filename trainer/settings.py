@@ -53,7 +53,10 @@ class TrainSettings(BaseModel):
     batch_groups: int = Field(default=32, ge=1)
     micro_tokens: int = Field(default=16384, ge=1, description="ids run at once, padding included")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    layout: Literal["shared", "separate"] = "shared"
+    layout: Literal["shared", "flex", "separate"] = "shared"
+    checkpointing: bool = Field(default=False, description="run layers again in the backward pass")
+    strategy: Literal["ddp", "fsdp"] = Field(default="ddp", description="of several processes")
+    tensorboard: bool = Field(default=False, description="also write event files")
     lora: LoraSettings | None = None
     seed: int = Field(default=0, ge=0)
     max_length: int | None = None
@@ -62,9 +65,12 @@ class TrainSettings(BaseModel):
     save_seconds: float = Field(default=60.0, gt=0)
 
     @model_validator(mode="after")
-    def _both_limits(self) -> TrainSettings:
+    def _fit_together(self) -> TrainSettings:
         if (self.max_length is None) != (self.max_response_length is None):
             msg = "give max_length and max_response_length together, or neither"
+            raise ValueError(msg)
+        if self.lora and self.strategy == "fsdp":
+            msg = "lora goes with strategy ddp, not fsdp: adapters leave little to share out"
             raise ValueError(msg)
         return self
 

@@ -15,6 +15,7 @@ What tokens a checkpoint uses is stored by `model`; reading files belongs to `da
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,7 +84,10 @@ def wrapped(prompt: str, response: str, wrapper: Wrapper) -> str:
 
 
 class Template:
-    """Turns texts into id lists for one tokenizer and one pair of limits."""
+    """Turns texts into id lists for one tokenizer and one pair of limits.
+
+    `fingerprint` is equal where ids are.
+    """
 
     def __init__(
         self,
@@ -121,6 +125,8 @@ class Template:
             [AddedToken(self._nonce, normalized=False, lstrip=own.lstrip, rstrip=own.rstrip)]
         )
         self._blind = blind
+        said = (tokenizer.backend_tokenizer.to_str(), separator, reward, repr(self.limits))
+        self.fingerprint = hashlib.blake2b("\0".join(said).encode(), digest_size=16).hexdigest()
         ids = {token: i for i, token in blind.get_added_tokens_decoder().items() if token.special}
         unknown = {tokenizer.unk_token_id}  # an unknown character is not a spelled token
         self._forbidden = frozenset(ids.values()) | {self.separator_id, self.reward_id}

@@ -8,14 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.conftest import make_groups
 from tests.trainer.test_template import TOKENIZERS
+from trainer import ids_cache
 from trainer.data import GROUPS_SCHEMA, read_groups, texts_of
 from trainer.errors import BadGroupsError
-from trainer.packing import IdsBuilder, batches, microbatches, tokenise
+from trainer.ids_cache import cached_ids
+from trainer.packing import IdsBuilder, batches, costs, microbatches, shares, tokenise
 from trainer.template import Limits, Template, common_prefix
 
 OFFICIAL = {
@@ -174,6 +176,7 @@ def test_ids_give_back_every_sequence():
         assert ids.lengths()[group] == max(map(len, sequences))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 900), min_size=1, max_size=200),
     st.integers(1, 20),
@@ -197,9 +200,76 @@ def test_epochs_differ_and_lengths_go_together():
     assert spread < 100
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=60), st.integers(1, 3000))
-def test_parts_of_a_batch_fit_the_budget(costs, budget):
-    costs = np.asarray(costs)
-    parts = microbatches(costs, budget)
-    assert sorted(np.concatenate(parts)) == list(range(len(costs)))
-    assert all(len(p) == 1 or costs[p].max() * len(p) <= budget for p in parts)
+def test_parts_of_a_batch_fit_the_budget(sizes, budget):
+    sizes = np.asarray(sizes)
+    parts = microbatches(sizes, budget, padded=True)
+    assert sorted(np.concatenate(parts)) == list(range(len(sizes)))
+    assert all(len(p) == 1 or sizes[p].max() * len(p) <= budget for p in parts)
+    parts = microbatches(sizes, budget, padded=False)
+    assert sorted(np.concatenate(parts)) == list(range(len(sizes)))
+    assert all(len(p) == 1 or sizes[p].sum() <= budget for p in parts)
+    loads = sorted(int(sizes[p].sum()) for p in parts)
+    assert len(loads) < 2 or loads[0] + loads[1] > budget  # no two parts would fit together
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=40), st.integers(1, 4))
+def test_processes_share_a_step_by_cost(sizes, processes):
+    sizes = np.asarray(sizes)
+    parts = shares(sizes, processes)
+    assert sorted(np.concatenate(parts)) == list(range(len(sizes)))
+    loads = [int(sizes[p].sum()) for p in parts]
+    assert max(loads) - min(loads) <= sizes.max()
+
+
+def test_costs_are_what_a_layout_runs():
+    builder = IdsBuilder()
+    builder.add([[1, 2, 3, 4, 9], [1, 2, 3, 5, 6, 7]], [0, 1], "a")  # three shared, 2 and 3 own
+    builder.add([[7, 8], [6, 8], [5, 8]], [0, 1, 1], "b")  # nothing shared
+    ids = builder.build()
+    assert ids.distinct().tolist() == [3 + 2 + 3, 6]
+    assert ids.official().tolist() == [5 + 6, 2 * 2 + 2 + 2]
+    assert ids.seen().tolist() == [6 + (3 * 2 + 3) + (3 * 3 + 6), 3 * 3]
+    assert costs(ids, "shared", 8).tolist() == [8 + 30 / 48, 6 + 9 / 48]
+    assert costs(ids, "separate", 8).tolist() == [2 * (6 + 18 / 48), 3 * (2 + 2 / 48)]
+
+
+def test_ids_are_made_once_and_mapped_afterwards(tmp_path, monkeypatch):
+    groups, cache = tmp_path / "data" / "g.parquet", tmp_path / "cache"
+    groups.parent.mkdir()
+    pq.write_table(make_groups(10), groups)
+    template = Template(TOKENIZERS["byte-level"])
+    made, counts = tokenise([groups], template)
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return tokenise(*args, **kwargs)
+
+    monkeypatch.setattr(ids_cache, "tokenise", counted)
+
+    def found():
+        ids, again = cached_ids([groups], template, cache)
+        assert again == counts
+        assert ids.group_ids == made.group_ids
+        assert ids.digest() == made.digest()
+        return len(calls)
+
+    assert [found(), found()] == [1, 1]
+    [file] = cache.iterdir()
+    assert list(groups.parent.iterdir()) == [groups]
+    whole = file.read_bytes()
+    at = whole.index(made.tokens.tobytes()) + 40
+    for damaged in (whole[:-100], b"", whole[:at] + b"\x07" + whole[at + 1 :]):
+        file.unlink()
+        file.write_bytes(damaged)
+        before = len(calls)
+        assert [found(), found()] == [before + 1, before + 1]
+    cached_ids([groups], Template(TOKENIZERS["byte-level"], Limits(256, 64)), cache)
+    cached_ids([groups], Template(TOKENIZERS["metaspace-first"]), cache)
+    cached_ids([groups], template, cache, split="eval")
+    pq.write_table(make_groups(11), groups)
+    cached_ids([groups], template, cache)
+    assert len(list(cache.iterdir())) == 5

@@ -1,0 +1,181 @@
+"""Every layout gives the scores and gradients of separate sequences, for every family."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    Gemma3TextConfig,
+    Gemma3TextForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForSequenceClassification,
+    PhiConfig,
+    PhiForSequenceClassification,
+    Qwen2Config,
+    Qwen2ForSequenceClassification,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
+)
+
+from trainer import attention, decoder, layout
+from trainer.layout import precision, separate, shared
+from trainer.packed import row_of
+
+WORDS = 90
+SIZES = {
+    "vocab_size": WORDS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.2,
+    "num_labels": 1,
+    "pad_token_id": 0,
+}
+SLIDING = {
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+FAMILIES = {
+    "llama": lambda: LlamaForSequenceClassification(LlamaConfig(**SIZES)),
+    "qwen2": lambda: Qwen2ForSequenceClassification(Qwen2Config(**SIZES)),
+    "gemma3": lambda: Gemma3TextForSequenceClassification(
+        Gemma3TextConfig(**SIZES, **SLIDING, query_pre_attn_scalar=8)
+    ),
+}
+RELATIVES = {
+    "qwen3": lambda: Qwen3ForSequenceClassification(Qwen3Config(**SIZES)),
+    "mistral": lambda: MistralForSequenceClassification(MistralConfig(**SIZES, sliding_window=16)),
+    "phi": lambda: PhiForSequenceClassification(PhiConfig(**SIZES, partial_rotary_factor=0.5)),
+}
+"""Phi's layers are not `decoder.LAYERS`: it runs over a row with a dense mask."""
+
+
+def family(name):
+    torch.manual_seed(0)
+    network = (FAMILIES | RELATIVES)[name]().eval()
+    for module in network.modules():  # biases and norms that do something
+        for parameter in module.parameters(recurse=False):
+            if parameter.dim() == 1:
+                torch.nn.init.normal_(parameter, mean=0.3, std=0.2)
+    torch.nn.init.normal_(network.score.weight, std=32**-0.5)
+    return network
+
+
+def random_pieces(shapes, seed):
+    rng = np.random.default_rng(seed)
+    return [
+        (rng.integers(0, WORDS, prefix), [rng.integers(0, WORDS, own) for own in suffixes])
+        for prefix, suffixes in shapes
+    ]
+
+
+def gradients(network, loss):
+    network.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in network.parameters()])
+
+
+def assert_alike(network, run, pieces):
+    expected, found = separate(network, pieces), run(network, pieces)
+    assert torch.allclose(expected, found, atol=1e-5)
+    weights = torch.linspace(-1, 1, len(expected)) + 0.1
+    first = gradients(network, (expected * weights).sum())
+    second = gradients(network, (found * weights).sum())
+    assert float((first - second).abs().max()) <= 1e-5 * max(float(first.abs().max()), 1e-3)
+
+
+groups = st.lists(
+    st.tuples(st.integers(0, 60), st.lists(st.integers(1, 30), min_size=2, max_size=16)),
+    min_size=1,
+    max_size=4,
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=12, deadline=None)
+@given(shapes=groups, seed=st.integers(0, 99), rows=st.sampled_from([7, 256]))
+def test_shared_prefixes_change_neither_scores_nor_gradients(name, shapes, seed, rows):
+    network, pieces = family(name), random_pieces(shapes, seed)
+    assert decoder.ready(network)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "ROWS", rows)
+        assert_alike(network, shared, pieces)
+
+
+SHAPES = [(40, [5, 30, 12]), (0, [9, 3]), (21, [1, 1]), (3, [25, 7, 7, 2])]
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_relatives_of_these_families_too(name):
+    network = family(name)
+    assert decoder.ready(network) == (name != "phi")
+    assert_alike(network, shared, random_pieces(SHAPES, 1))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_mask_over_a_row_says_the_same(name):
+    def dense(network, pieces):
+        row = row_of(pieces, network.device, length=256)  # filled up, as flex does
+        return layout._over_masks(network, row, layout._dense_mask)
+
+    assert_alike(family(name), dense, random_pieces(SHAPES, 2))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=6, deadline=None)
+@given(shapes=groups.filter(lambda g: len(g) > 1), data=st.data())
+def test_one_group_does_not_touch_the_scores_of_another(name, shapes, data):
+    network = family(name)
+    changed = data.draw(st.integers(0, len(shapes) - 1))
+    pieces = random_pieces(shapes, 3)
+    mine = np.repeat(np.arange(len(shapes)), [len(own) for _, own in shapes]) == changed
+    with torch.no_grad():
+        before = shared(network, pieces)
+        pieces[changed] = random_pieces([shapes[changed]], 4)[0]
+        same_lengths = shared(network, pieces)
+        prefix, own = shapes[changed]
+        pieces[changed] = random_pieces([(prefix + 9, [n + 3 for n in own])], 4)[0]
+        other_lengths = shared(network, pieces)
+    assert torch.equal(before[~mine], same_lengths[~mine])
+    assert not torch.equal(before[mine], same_lengths[mine])
+    assert torch.allclose(before[~mine], other_lengths[~mine], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bf16_stays_close_to_separate_sequences(name):
+    network, pieces = family(name), random_pieces(SHAPES, 6)
+    with torch.no_grad():
+        full = separate(network, pieces)
+        with precision(network, "bf16"):
+            apart, together = separate(network, pieces), shared(network, pieces)
+    noise = float((apart - full).abs().max())
+    assert 0 < float((together - full).abs().max()) < 2 * noise
+
+
+def test_the_difference_of_a_wrong_layout_is_seen(monkeypatch):
+    network, pieces = family("llama"), random_pieces(SHAPES, 7)
+    torch.nn.init.zeros_(network.score.weight)
+    assert layout.difference(network, "shared", pieces) < 1e-5
+    assert not network.score.weight.any()
+    monkeypatch.setattr(
+        attention, "_triangle", lambda *_: torch.zeros(attention.ROWS, attention.ROWS)
+    )
+    assert layout.difference(network, "shared", pieces) > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_flex_attention_gives_the_same_scores(name):
+    network, pieces = family(name), random_pieces(SHAPES, 8)
+    with torch.no_grad():
+        assert torch.allclose(separate(network, pieces), layout.flex(network, pieces), atol=1e-5)
+    assert_alike(network, layout.flex, pieces)
