@@ -217,7 +217,11 @@ def jaccard(sets: Shingles, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         left: index of each pair's one text, (pairs,).
         right: index of its other text, (pairs,).
     """
-    sets = distinct(sets)
+    return overlap(distinct(sets), left, right)
+
+
+def overlap(sets: Shingles, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """`jaccard` of sets that are known to hold no hash twice."""
     sizes = np.diff(sets.offsets)
     if (fast := compiled()) is not None:
         common = np.empty(len(left), np.int64)
