@@ -173,7 +173,7 @@ def sketch_parts(
 
     watch = parts_to_rows if progress is not None else None
     folder = Path(tasks[0].part).parent
-    with watching(folder, "*/signatures.parquet", len(tasks), "signatures", watch):
+    with watching(folder, "*/rows.arrow", len(tasks), "signatures", watch):
         run_shares(partial(_sketch_stage, settings=settings), tasks, workers)
 
 

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines import ids, minhash
 from pipelines.errors import BadInputError
@@ -37,7 +36,7 @@ from pipelines.near import (
     unpack,
     verify,
 )
-from pipelines.sketches import SIGNATURES, read_rows
+from pipelines.sketches import read_rows, read_signatures
 
 STATE = "state.json"
 VERSION = 1
@@ -190,7 +189,9 @@ def find_more(
         by_hash = ids.order(digests[row_of[some]])
         rank = np.empty(len(some), np.int64)
         rank[by_hash] = np.arange(len(some))
-        left, right = (some[by_hash[x]] for x in candidates(key, rank[place], settings.bucket_limit))
+        left, right = (
+            some[by_hash[x]] for x in candidates(key, rank[place], settings.bucket_limit)
+        )
         return pack(np.minimum(left, right), np.maximum(left, right))
 
     before, after = [], []
@@ -223,7 +224,7 @@ def _new_keys(
     found: list[list[np.ndarray]] = [[] for _ in range(bands)]
     texts = []
     for part in parts:
-        signatures = minhash.matrix(pq.read_table(part / SIGNATURES)["signature"])
+        signatures = minhash.matrix(read_signatures(part)["signature"])
         mine = slice(*np.searchsorted(entries.row, [first, first + len(signatures)]))
         texts.append(entries.text[mine])
         for band in range(bands):

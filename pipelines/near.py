@@ -29,12 +29,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipelines import minhash
 from pipelines.minhash import MinHashSettings
-from pipelines.sketches import SIGNATURES, read_shingles
+from pipelines.sketches import read_shingles, read_signatures
 
 if TYPE_CHECKING:
     from pipelines.beam import beam
@@ -166,8 +165,7 @@ def _band_stage(
         entries = Entries.load(scratch)
         mine = slice(*np.searchsorted(entries.row, [start, stop]))
         row, text, realm = entries.row[mine] - start, entries.text[mine], entries.realm[mine]
-        table = pq.read_table(Path(part) / SIGNATURES, columns=["signature"])
-        signatures = minhash.matrix(table["signature"])
+        signatures = minhash.matrix(read_signatures(Path(part))["signature"])
         for band in bands:
             key = entry_keys(signatures, row, realm, band, rows)
             shard = key % np.uint64(shards)
@@ -321,6 +319,6 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 def _spans(parts: Sequence[str]) -> list[tuple[str, int, int]]:
     """Each part with its first row over all parts and the row after its last."""
-    sizes = [pq.read_metadata(Path(part) / SIGNATURES).num_rows for part in parts]
+    sizes = [read_signatures(Path(part)).num_rows for part in parts]
     ends = np.cumsum(sizes, dtype=np.int64).tolist()
     return [(part, end - size, end) for part, size, end in zip(parts, sizes, ends, strict=True)]

@@ -26,7 +26,8 @@ from pipelines.minhash import MinHashSettings, Shingles
 BATCH_ROWS = 8_192  # texts in memory at a time
 PART_ROWS = 65_536  # row groups are put together up to this, never cut
 COLUMNS = ("trajectory_id", "prompt_id", "source", "text")
-SIGNATURES, ROWS, SHINGLES, SIZES = "signatures.parquet", "rows.arrow", "shingles.u32", "sizes.i64"
+SIGNATURES, ROWS = "signatures.arrow", "rows.arrow"
+SHINGLES, SIZES = "shingles.u32", "sizes.i64"
 SUMMARY = pa.schema(
     [
         ("trajectory_id", pa.uuid()),
@@ -81,14 +82,16 @@ def sketch(piece: Piece, settings: MinHashSettings) -> int:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     kept, sizes = [], [np.zeros(0, np.int64)]
-    with _writer(part / SIGNATURES, settings) as writer, (part / SHINGLES).open("wb") as shingles:
+    schema = minhash.signatures_schema(settings)
+    with (
+        pa.ipc.new_file(str(part / SIGNATURES), schema) as writer,
+        (part / SHINGLES).open("wb") as shingles,
+    ):
         for batch in _read(piece):
             sets = minhash.shingles(batch["text"], settings.words)
             values = pa.array(minhash.signatures(sets, settings).reshape(-1))
-            column = pa.FixedSizeListArray.from_arrays(values, type=writer.schema.types[1])
-            writer.write_batch(
-                pa.record_batch([batch["trajectory_id"], column], schema=writer.schema)
-            )
+            column = pa.FixedSizeListArray.from_arrays(values, type=schema.field("signature").type)
+            writer.write_batch(pa.record_batch([batch["trajectory_id"], column], schema=schema))
             sets = minhash.distinct(sets)
             sets.hashes.tofile(shingles)
             sizes.append(np.diff(sets.offsets))
@@ -127,14 +130,18 @@ def read_shingles(parts: Sequence[Path], rows: np.ndarray) -> Shingles:
     return Shingles(np.concatenate(hashes), np.append(0, np.cumsum(np.concatenate(sizes))))
 
 
+def read_signatures(part: Path) -> pa.Table:
+    """The signatures of a part (trajectory_id, signature), mapped from its file."""
+    return pa.ipc.open_file(pa.memory_map(str(part / SIGNATURES))).read_all()
+
+
 def join_signatures(parts: Sequence[Path], settings: MinHashSettings, file: Path) -> None:
-    """Write the signatures of all parts into one file, row group by row group."""
+    """Write the signatures of all parts into one Parquet file."""
     partial = file.with_suffix(".tmp")
-    with _writer(partial, settings) as writer:
+    schema = minhash.signatures_schema(settings)
+    with pq.ParquetWriter(partial, schema, compression="none", use_dictionary=False) as writer:
         for part in parts:
-            with pq.ParquetFile(part / SIGNATURES) as source:
-                for group in range(source.num_row_groups):
-                    writer.write_table(source.read_row_group(group))
+            writer.write_table(read_signatures(part), row_group_size=BATCH_ROWS)
     partial.replace(file)
 
 
@@ -146,11 +153,6 @@ def _refuse_nulls(file: Path, group: pq.RowGroupMetaData) -> None:
             name = column.path_in_schema
             msg = f"{file}: column {name} holds nulls; quarantine such rows before dedup"
             raise BadInputError(msg)
-
-
-def _writer(file: Path, settings: MinHashSettings) -> pq.ParquetWriter:
-    schema = minhash.signatures_schema(settings)
-    return pq.ParquetWriter(file, schema, compression="none", use_dictionary=False)
 
 
 def _read(piece: Piece) -> Iterator[pa.RecordBatch]:
