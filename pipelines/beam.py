@@ -11,8 +11,11 @@ take `beam` itself from here, for importing it is noisy.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -90,6 +93,80 @@ def run_pipeline(
             name = counter.key.metric.name
             totals[name] = totals.get(name, 0) + counter.result
     return totals
+
+
+def run_shares(
+    stage: Callable[[beam.Pipeline, Sequence[Any]], object],
+    elements: Sequence[Any],
+    workers: int = 1,
+    options: Sequence[str] = LOCAL,
+) -> dict[str, int]:
+    """Run a stage as one pipeline a process, each over a share of the elements.
+
+    Beam's own multi-process modes gain nothing on two cores, and its threads lose elements; this
+    is how both cores are used. What a share makes must be files, named by element.
+
+    Args:
+        stage: applies its transforms to a pipeline, for some of the elements; must be picklable.
+        elements: in order; each process gets a range of them.
+        workers: processes; with one, everything runs in this process.
+        options: Beam's options.
+
+    Returns:
+        Counters by name, summed over the processes.
+
+    Raises:
+        PolarError: a process failed; its own message is in its log.
+    """
+    size = -(-len(elements) // max(workers, 1)) or 1
+    shares = [elements[at : at + size] for at in range(0, len(elements), size)]
+    if len(shares) < 2:
+        return run_pipeline(lambda pipeline: stage(pipeline, elements), options)
+    context = multiprocessing.get_context("spawn")
+    running = []
+    for share in shares:
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_run_share, args=(stage, share, tuple(options), theirs), daemon=True
+        )
+        process.start()
+        theirs.close()
+        running.append((process, ours))
+    totals: dict[str, int] = {}
+    failed: list[Exception] = []
+    for process, ours in running:
+        try:
+            result = ours.recv()
+        except EOFError:
+            process.join()
+            result = PolarError(
+                f"a worker process ended with exit code {process.exitcode} before its share was "
+                "done; if that is -9 it was killed, most often for want of memory: use fewer"
+            )
+        process.join()
+        if isinstance(result, Exception):
+            failed.append(result)
+            continue
+        for name, rows in result.items():
+            totals[name] = totals.get(name, 0) + rows
+    if failed:
+        raise failed[0]
+    return totals
+
+
+def _run_share(
+    stage: Callable[[beam.Pipeline, Sequence[Any]], object],
+    share: Sequence[Any],
+    options: Sequence[str],
+    answer: Connection,
+) -> None:
+    """One process of `run_shares`: sends its counters, or the exception that ended it."""
+    try:
+        result: Any = run_pipeline(lambda pipeline: stage(pipeline, share), options)
+    except Exception as error:
+        result = error if isinstance(error, PolarError) else PolarError(f"{error!r}")
+    answer.send(result)
+    answer.close()
 
 
 def add(name: str, rows: int) -> None:

@@ -1,47 +1,42 @@
 """Answers that repeat others: exact by hash, near by MinHash-LSH, joined into clusters.
 
-The way of a text: signature and shingles (`minhash.py`) go to files; identical texts are collapsed;
-the distinct ones are looked through for near pairs (`near.py`); connected texts are a cluster,
-named by its smallest trajectory id. Nothing is removed: what a repeat means for a label is said
-in `pairs.py`.
+The way of a text: signature and shingles go to files (`sketches.py`); identical texts are
+collapsed; the distinct ones are looked through for near pairs (`near.py`); connected texts are a
+cluster, named by its smallest trajectory id. Nothing is removed: what a repeat means for a label
+is said in `pairs.py`. What a run knows can be kept, so that the next one looks at new answers
+alone (`dedup_index.py`).
 
 Two scopes: `prompt` joins the answers to one prompt, through texts of that prompt only; `corpus`
 joins all answers. Answers that show nothing are `empty` and join no cluster.
 
-Everything is decided by ids and texts, so input order and batch size change nothing. The driver
-holds about a hundred bytes an answer; texts are read batch by batch, once.
+Everything is decided by ids and texts, so input order, batch size and number of processes change
+nothing. The driver holds some hundred bytes an answer; texts are read batch by batch, once.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 
-from pipelines import ids, minhash, schemas
+from pipelines import ids, schemas
+from pipelines.dedup_index import Index, find_more, match_texts
 from pipelines.errors import BadInputError
-from pipelines.near import DedupSettings, Entries, ShingleFile, near_pairs
+from pipelines.near import DedupSettings, Entries, mix, near_pairs
+from pipelines.sketches import Piece, join_signatures, pieces, read_rows, sketch
+
+if TYPE_CHECKING:
+    from pipelines.beam import beam
 
 Progress = Callable[[int, int, str], None]
-
-BATCH_ROWS = 8_192
-COLUMNS = ("trajectory_id", "prompt_id", "source", "text")
-SUMMARY = pa.schema(
-    [
-        ("trajectory_id", pa.uuid()),
-        ("prompt_id", pa.uuid()),
-        ("source", pa.dictionary(pa.int32(), pa.string())),
-        ("digest", pa.binary(16)),
-        ("empty", pa.bool_()),
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +49,8 @@ class DedupResult:
             `in` = `out` + `excluded`. `out` are answers unlike any smaller one of their prompt
             (each cluster counted once), `excluded` the others by reason: `empty`, `exact` (the
             text of a smaller one), `near` (like a smaller one). Counted, not removed.
-        signatures: Parquet file (trajectory_id, signature), in the order of the input.
+        signatures: Parquet file (trajectory_id, signature), in the order of the input; those that
+            an index holds come first.
     """
 
     duplicates: pa.Table
@@ -70,17 +66,17 @@ class Documents:
         trajectory_id: raw ids, (n,).
         source: dictionary array (n,).
         prompt: number of the prompt, int64 (n,).
-        row: row of the input, int64 (n,).
         text: smallest rank with this text, int64 (n,); -1 for an empty one.
         in_prompt: smallest rank with this text and prompt, int64 (n,); -1 for an empty one.
+        rank_of_text: smallest rank by number of the text, int64 (texts,).
     """
 
     trajectory_id: pa.Array
     source: pa.Array
     prompt: np.ndarray
-    row: np.ndarray
     text: np.ndarray
     in_prompt: np.ndarray
+    rank_of_text: np.ndarray
 
 
 def dedup(
@@ -88,6 +84,9 @@ def dedup(
     settings: DedupSettings,
     work: Path,
     progress: Progress | None = None,
+    *,
+    index: Path | None = None,
+    workers: int = 1,
 ) -> DedupResult:
     """Find exact and near duplicates among the answers in Parquet files.
 
@@ -96,20 +95,48 @@ def dedup(
         settings: signatures, threshold and bands.
         work: folder for `signatures.parquet` and, while it runs, for scratch files.
         progress: called as progress(answers done, answers in all, note).
+        index: folder to keep what is known in. The answers it holds are part of the result, and
+            must not be in `files` again; what comes out is as if all had been given at once.
+        workers: processes side by side.
 
     Raises:
-        BadInputError: a trajectory id comes twice, or a column is missing or has nulls.
+        BadInputError: a trajectory id comes twice, or a column is missing or has nulls, or the
+            index was made with other settings.
         CountMismatchError: rows were lost on the way; nothing of the run may be used.
     """
     from pipelines.beam import check_counts
 
     work.mkdir(parents=True, exist_ok=True)
-    signatures = work / "signatures.parquet"
-    with tempfile.TemporaryDirectory(prefix="dedup-", dir=work) as scratch:
-        documents = _sketch(files, settings, signatures, Path(scratch), progress)
-        edges = near_pairs(signatures, _entries(documents), settings, Path(scratch))
+    with tempfile.TemporaryDirectory(prefix="dedup-", dir=work) as name:
+        scratch = Path(name)
+        known = Index.open(index or scratch / "index", settings)
+        tasks = pieces(files, known.parts_folder, first=len(known.parts))
+        total = sum(pq.read_metadata(file).num_rows for file in files)
+        sketch_parts(tasks, settings, workers, total, progress)
+        parts = [*known.parts, *(Path(task.part) for task in tasks)]
+        rows = read_rows(parts)
+        new = np.arange(len(rows)) >= known.rows
+        check_counts(
+            "dedup",
+            {"read": total, "sketched": int(new.sum())},
+            "read",
+            ["sketched"],
+        )
+        texts = match_texts(known, rows)
+        documents = _documents(rows, texts)
+        entries = _entries(rows, texts, new)
+        if known.rows:
+            edges = find_more(known, parts, rows, texts, entries, settings)
+        else:
+            runs = known.runs_folder if index is not None else None
+            edges = near_pairs(parts, entries, settings, scratch, runs=runs, workers=workers)
+        if index is not None:
+            known.commit(parts, texts, edges)
+        signatures = work / "signatures.parquet"
+        join_signatures(parts, settings, signatures)
     if progress is not None:
-        progress(len(documents.row), len(documents.row), f"{len(edges)} near pairs of texts")
+        progress(total, total, f"{len(edges)} near pairs of texts")
+    edges = np.sort(documents.rank_of_text[edges], axis=1)
     clusters = {
         "prompt": prompt_clusters(documents.prompt, documents.in_prompt, documents.text, edges),
         "corpus": corpus_clusters(documents.text, edges),
@@ -119,11 +146,46 @@ def dedup(
         what: pc.sum(counts["rows"].filter(pc.equal(counts["what"], what)), min_count=0).as_py()
         for what in ("in", "out", "excluded")
     }
-    sums["read"] = sum(pq.read_metadata(file).num_rows for file in files)
-    check_counts("dedup", sums, "read", ["in"])
+    check_counts("dedup", sums | {"rows": len(new)}, "rows", ["in"])
     check_counts("dedup", sums, "in", ["out", "excluded"])
     return DedupResult(
         duplicates=_duplicates(documents, clusters), counts=counts, signatures=signatures
+    )
+
+
+def sketch_parts(
+    tasks: Sequence[Piece],
+    settings: DedupSettings,
+    workers: int = 1,
+    total: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """The signature stage: make all parts, with a range of them for each process."""
+    from pipelines.beam import run_shares
+    from pipelines.chunks import watching
+
+    if not tasks:
+        return
+
+    def parts_to_rows(done: int, of: int, note: str) -> None:
+        if progress is not None:
+            progress(total * done // of, total, note)
+
+    watch = parts_to_rows if progress is not None else None
+    folder = Path(tasks[0].part).parent
+    with watching(folder, "*/rows.arrow", len(tasks), "signatures", watch):
+        run_shares(partial(_sketch_stage, settings=settings), tasks, workers)
+
+
+def _sketch_stage(
+    pipeline: beam.Pipeline, tasks: Sequence[Piece], *, settings: DedupSettings
+) -> None:
+    from pipelines.beam import beam
+
+    _ = (
+        pipeline
+        | "Pieces" >> beam.Create(list(tasks))
+        | "Sketch" >> beam.Map(sketch, settings=settings)
     )
 
 
@@ -163,78 +225,58 @@ def prompt_clusters(
     return np.where(in_prompt < 0, -1, smallest[in_prompt])
 
 
-def _sketch(
-    files: Sequence[Path],
-    settings: DedupSettings,
-    signatures: Path,
-    scratch: Path,
-    progress: Progress | None,
-) -> Documents:
-    """Read the texts once: signatures and shingles to files, the rest into `Documents`."""
-    total = sum(pq.read_metadata(file).num_rows for file in files)
-    schema = minhash.signatures_schema(settings)
-    shingle_file = ShingleFile(scratch)
-    kept: list[pa.RecordBatch] = []
-    partial = signatures.with_suffix(".tmp")
-    done = 0
-    with pq.ParquetWriter(partial, schema, compression="none", use_dictionary=False) as writer:
-        for batch in _read(files):
-            sets = minhash.shingles(batch["text"], settings.words)
-            shingle_file.append(sets)
-            values = pa.array(minhash.signatures(sets, settings).reshape(-1))
-            column = pa.FixedSizeListArray.from_arrays(values, type=schema.field("signature").type)
-            writer.write_batch(pa.record_batch([batch["trajectory_id"], column], schema=schema))
-            kept.append(_summary(batch, np.diff(sets.offsets) == 0))
-            done += batch.num_rows
-            if progress is not None:
-                progress(done, total, "signatures")
-    partial.replace(signatures)
-    return _documents(pa.Table.from_batches(kept, SUMMARY))
-
-
-def _summary(batch: pa.RecordBatch, empty: np.ndarray) -> pa.RecordBatch:
-    """A batch without its texts, but with a 128-bit hash of each."""
-    digests = [xxhash.xxh3_128_digest(text) for text in batch["text"].cast(pa.binary()).to_pylist()]
-    columns = [batch[name] for name in ("trajectory_id", "prompt_id", "source")]
-    columns += [pa.array(digests, pa.binary(16)), pa.array(empty)]
-    return pa.record_batch([c.cast(f.type) for c, f in zip(columns, SUMMARY, strict=True)], SUMMARY)
-
-
-def _documents(summary: pa.Table) -> Documents:
-    """Order by id and collapse identical texts."""
-    words = ids.words(summary["trajectory_id"])
-    row = np.lexsort((words[:, 1], words[:, 0]))
+def _documents(rows: pa.Table, texts: np.ndarray) -> Documents:
+    """Order by id and find the smallest rank of each text."""
+    words = ids.words(rows["trajectory_id"])
+    row = ids.order(words)
     repeats = np.flatnonzero((words[row[1:]] == words[row[:-1]]).all(axis=1))
-    trajectory_id = ids.storage(summary["trajectory_id"]).take(pa.array(row))
+    trajectory_id = ids.storage(rows["trajectory_id"]).take(pa.array(row))
     if len(repeats):
         msg = (
             f"dedup: {len(repeats)} trajectory ids come more than once, one of them "
             f"{ids.text(trajectory_id[int(repeats[0])].as_py())}; give each trajectory once"
         )
         raise BadInputError(msg)
-    prompt = ids.codes(summary["prompt_id"])[0][row]
-    digest = ids.words(summary["digest"])[row]
-    empty = summary["empty"].to_numpy()[row]
-    text = np.where(empty, -1, _smallest(digest[:, 0], digest[:, 1]))
+    prompt = ids.codes(rows["prompt_id"])[0][row]
+    number = texts[row]
+    shown = np.flatnonzero(number >= 0)
+    rank_of_text = np.zeros(number.max(initial=-1) + 1, np.int64)
+    rank_of_text[number[shown[::-1]]] = shown[::-1]  # the last one written stays
+    text = np.where(number < 0, -1, rank_of_text[number] if len(rank_of_text) else -1)
+    in_prompt = np.where(number < 0, -1, np.arange(len(row)))
+    several = np.flatnonzero((text >= 0) & (np.bincount(text + 1)[text + 1] > 1))
+    in_prompt[several] = several[_smallest(prompt[several], text[several])]
     return Documents(
         trajectory_id=trajectory_id,
-        source=summary["source"].unify_dictionaries().combine_chunks().take(pa.array(row)),
+        source=rows["source"].unify_dictionaries().combine_chunks().take(pa.array(row)),
         prompt=prompt,
-        row=row,
         text=text,
-        in_prompt=np.where(empty, -1, _smallest(prompt, text)),
+        in_prompt=in_prompt,
+        rank_of_text=rank_of_text,
     )
 
 
-def _entries(documents: Documents) -> Entries:
-    """Each distinct text once for the corpus (realm 0) and once for each of its prompts."""
-    ranks = np.arange(len(documents.row))
-    own, own_in_prompt = (np.flatnonzero(x == ranks) for x in (documents.text, documents.in_prompt))
-    realm = np.concatenate([np.zeros(len(own), np.int64), documents.prompt[own_in_prompt] + 1])
-    rank = np.concatenate([own, own_in_prompt])
-    order = np.argsort(documents.row[rank], kind="stable")
-    rank, realm = rank[order], realm[order]
-    return Entries(row=documents.row[rank], text=documents.text[rank], realm=realm)
+def _entries(rows: pa.Table, texts: np.ndarray, new: np.ndarray) -> Entries:
+    """The entries that new answers bring.
+
+    Each distinct text stands once for the corpus (realm 0) and once for each of its prompts, at
+    the first row where it does.
+    """
+    words = ids.words(rows["prompt_id"])
+    realm = words[:, 0] ^ mix(words[:, 1])
+    shown = np.flatnonzero(texts >= 0)
+    first = np.zeros(texts.max(initial=-1) + 1, np.int64)
+    first[texts[shown[::-1]]] = shown[::-1]
+    own = first[new[first]] if len(first) else first
+    touched = np.zeros(len(first), np.bool_)
+    touched[texts[shown[new[shown]]]] = True
+    some = shown[touched[texts[shown]]]  # rows whose text stands in a new one
+    once = some[_smallest(texts[some], realm[some]) == np.arange(len(some))]
+    once = once[new[once]]
+    row = np.concatenate([own, once])
+    of = np.concatenate([np.zeros(len(own), np.uint64), realm[once]])
+    order = np.argsort(row, kind="stable")
+    return Entries(row=row[order], text=texts[row[order]], realm=of[order])
 
 
 def _duplicates(documents: Documents, clusters: dict[str, np.ndarray]) -> pa.Table:
@@ -284,22 +326,6 @@ def _counts(documents: Documents, cluster: np.ndarray) -> pa.Table:
         for what, reason in books
     ]
     return pa.Table.from_pylist(rows, schema=schemas.COUNTS.schema)
-
-
-def _read(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
-    """Batches of the four columns, checked."""
-    for file in files:
-        source = pq.ParquetFile(file)
-        missing = [name for name in COLUMNS if name not in source.schema_arrow.names]
-        if missing:
-            msg = f"{file}: dedup needs the columns {', '.join(COLUMNS)}; missing: {missing}"
-            raise BadInputError(msg)
-        for batch in source.iter_batches(BATCH_ROWS, columns=list(COLUMNS)):
-            for name in COLUMNS:
-                if batch[name].null_count:
-                    msg = f"{file}: column {name} holds nulls; quarantine such rows before dedup"
-                    raise BadInputError(msg)
-            yield batch
 
 
 def _ids(raw: pa.Array, ranks: np.ndarray) -> pa.ExtensionArray:

@@ -91,3 +91,17 @@ def words(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     buffer = raw.buffers()[1]
     data = np.frombuffer(buffer, np.uint8) if buffer is not None else np.empty(0, np.uint8)
     return data[start : start + 16 * len(raw)].view(">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def order(words: np.ndarray) -> np.ndarray:
+    """Rows of `words` (n, 2) in ascending order, equal ones by row number, int64 (n,).
+
+    High words alone are sorted first: of hashes hardly two are equal, and one sort is fast.
+    """
+    high, low = words[:, 0], words[:, 1]
+    rows = np.argsort(high)
+    equal = high[rows[1:]] == high[rows[:-1]]
+    tied = np.flatnonzero((np.append(equal, False) | np.append(False, equal))[: len(rows)])
+    some = rows[tied]
+    rows[tied] = some[np.lexsort((some, low[some], high[some]))]
+    return rows

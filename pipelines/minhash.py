@@ -15,12 +15,17 @@ no shingle: it is `empty`, and its signature is datasketch's of an empty set, al
     minhash = datasketch.MinHash(128, seed=1, scheme="affine32", hashfunc=xxh32)
     minhash.update(shingle)
 
-No Python runs per word: only once per distinct word of a batch, and per permutation.
+Texts are read as bytes, by the compiled loops of `compiled.py` or, without numba, by numpy: no
+Python runs per word, only once per distinct word of a batch and per permutation. Both give the
+same bits.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -102,6 +107,14 @@ def shingles(texts: pa.Array, words: int = 5) -> Shingles:
         texts: strings (n,), without nulls.
         words: words in a shingle.
     """
+    if (fast := compiled()) is not None:
+        starts, data = _bytes(texts)
+        room = (len(data) + 1) // 2 + len(texts)
+        hashes = np.empty(room, np.uint32)
+        offsets = np.empty(len(texts) + 1, np.int64)
+        points = 0x80 if data.max(initial=0) < 0x80 else 0x110000
+        fast.shingle_pass(data, starts, fold(points), words, hashes, offsets)
+        return Shingles(hashes[: offsets[-1]].copy(), offsets)
     tokens, offsets = _words(texts)
     starts, lengths = offsets[:-1], np.diff(offsets)
     sizes = np.where(lengths >= words, lengths - words + 1, np.minimum(lengths, 1))
@@ -130,6 +143,10 @@ def signatures(sets: Shingles, settings: MinHashSettings | None = None) -> np.nd
     """MinHash signatures, uint32 (n, permutations); all ones for a text without shingles."""
     settings = settings or MinHashSettings()
     factors, terms = permutations(settings)
+    if (fast := compiled()) is not None:
+        result = np.full((len(sets.offsets) - 1, settings.permutations), 2**32 - 1, np.uint32)
+        fast.minima_pass(sets.hashes, sets.offsets, factors, terms, result)
+        return result
     hashes, offsets = _fmix32(sets.hashes), sets.offsets
     texts = np.flatnonzero(np.diff(offsets))
     starts, ends = offsets[:-1][texts], offsets[1:][texts]
@@ -149,11 +166,37 @@ def signatures(sets: Shingles, settings: MinHashSettings | None = None) -> np.nd
     return result
 
 
+@cache
+def compiled() -> ModuleType | None:
+    """The compiled loops; none without numba, or with POLAR_COMPILED=0 in the environment."""
+    if os.environ.get("POLAR_COMPILED", "1") == "0":
+        return None
+    try:
+        from pipelines import compiled as loops
+    except ImportError:
+        return None
+    return loops
+
+
+@cache
 def permutations(settings: MinHashSettings) -> np.ndarray:
     """The permutation parameters of datasketch, a and b, uint32 (2, permutations)."""
     from datasketch import MinHash
 
     return MinHash(settings.permutations, seed=settings.seed, scheme=SCHEME).permutations
+
+
+def distinct(sets: Shingles) -> Shingles:
+    """The same sets without repeats, each hash where it first stands in its text."""
+    if (fast := compiled()) is not None:
+        hashes, offsets = np.empty_like(sets.hashes), np.empty_like(sets.offsets)
+        made = fast.distinct_pass(sets.hashes, sets.offsets, hashes, offsets)
+        return Shingles(hashes[:made].copy(), offsets)
+    sizes = np.diff(sets.offsets)
+    text = np.repeat(np.arange(len(sizes), dtype=np.uint64), sizes)
+    _, first = np.unique(text << np.uint64(32) | sets.hashes, return_index=True)
+    kept = np.sort(first)
+    return Shingles(sets.hashes[kept], np.searchsorted(kept, sets.offsets).astype(np.int64))
 
 
 def matrix(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -174,17 +217,60 @@ def jaccard(sets: Shingles, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         left: index of each pair's one text, (pairs,).
         right: index of its other text, (pairs,).
     """
-    from scipy.sparse import csr_array
+    return overlap(distinct(sets), left, right)
 
-    members = csr_array(
-        (np.ones(len(sets.hashes), np.int32), sets.hashes.astype(np.int64), sets.offsets),
-        shape=(len(sets.offsets) - 1, 2**32),
-    )
-    members.sum_duplicates()
-    members.data[:] = 1
-    sizes = np.diff(members.indptr)
-    common = members[left].multiply(members[right]).sum(axis=1)
+
+def overlap(sets: Shingles, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """`jaccard` of sets that are known to hold no hash twice."""
+    sizes = np.diff(sets.offsets)
+    if (fast := compiled()) is not None:
+        common = np.empty(len(left), np.int64)
+        fast.common_pass(sets.hashes, sets.offsets, left, right, common)
+    else:
+        from scipy.sparse import csr_array
+
+        members = csr_array(
+            (np.ones(len(sets.hashes), np.int32), sets.hashes.astype(np.int64), sets.offsets),
+            shape=(len(sizes), 2**32),
+        )
+        members.sort_indices()
+        common = members[left].multiply(members[right]).sum(axis=1)
     return common / np.maximum(sizes[left] + sizes[right] - common, 1)
+
+
+@cache
+def fold(points: int = 0x110000) -> np.ndarray:
+    """What each code point is to a word: its lower case, 0 (shows nothing) or -1 (space), int32.
+
+    Arrow is asked, once in a process, so that it is what the numpy form does as well; but not
+    about ideographs and private use, which are what they are (a test asks about all).
+    """
+    asked = np.arange(points, dtype=np.uint32)
+    asked = asked[
+        ((asked < 0xD800) | (asked > 0xDFFF)) & ((asked < 0x20000) | (asked >> 12 == 0xE0))
+    ]
+    texts = pa.array(list(map(chr, asked.tolist())), pa.string())
+    spaces = pc.equal(pc.list_value_length(pc.utf8_split_whitespace(texts)), 2)
+    lower = pc.utf8_lower(texts)
+    shown = pc.replace_substring_regex(lower, pattern=_INVISIBLE, replacement="")
+    visible = np.flatnonzero(pc.not_equal(shown, "").to_numpy(zero_copy_only=False))
+    table = np.arange(points, dtype=np.int32)
+    table[asked] = 0
+    table[asked[visible]] = list(map(ord, shown.take(pa.array(visible)).to_pylist()))
+    table[asked[spaces.to_numpy(zero_copy_only=False)]] = -1
+    return table
+
+
+def _bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Where each text begins in the buffer, (n + 1,), and the buffer, uint8."""
+    wide = pa.types.is_large_string(texts.type)
+    _, offsets, data = texts.buffers()
+    kind = np.int64 if wide else np.int32
+    if not len(texts) or offsets is None or data is None:
+        return np.zeros(len(texts) + 1, np.int64), np.zeros(0, np.uint8)
+    starts = np.frombuffer(offsets, kind)[texts.offset : texts.offset + len(texts) + 1]
+    low, high = int(starts[0]), int(starts[-1])
+    return starts.astype(np.int64) - low, np.frombuffer(data, np.uint8)[low:high]
 
 
 def _words(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:

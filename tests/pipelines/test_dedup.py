@@ -1,17 +1,24 @@
 """Repeats are found, verified and clustered the same way whatever the order; nothing is lost."""
 
 from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines import dedup as module
 from pipelines import ids, near, schemas
 from pipelines.beam import CountMismatchError
 from pipelines.dedup import DedupSettings, dedup
+from pipelines.dedup_index import Index
 from pipelines.errors import BadInputError
 from pipelines.minhash import jaccard, matrix, shingles, signatures
 
@@ -117,8 +124,8 @@ def test_texts_of_other_prompts_do_not_join_a_prompts_answers(tmp_path):
     left, right = np.array([0, 1, 0]), np.array([1, 2, 2])
     assert (jaccard(shingles(pa.array([a, b, c])), left, right) >= 0.85).tolist() == [1, 1, 0]
     rows = [(1, 1, "s", a), (2, 2, "s", b), (3, 1, "s", c)]
-    settings = DedupSettings(threshold=0.85)
-    result = dedup([write(tmp_path / "in.parquet", rows)], settings, tmp_path)
+    strict = DedupSettings(threshold=0.85)
+    result = dedup([write(tmp_path / "in.parquet", rows)], strict, tmp_path)
     assert clusters(result, "prompt") == {}
     assert clusters(result, "corpus") == {1: ("near", [1, 2, 3])}
 
@@ -134,7 +141,8 @@ def test_order_files_and_batches_change_nothing(tmp_path, monkeypatch, seed):
         write(tmp_path / "2.parquet", [], 7),
         write(tmp_path / "3.parquet", shuffled[50:], 1000),
     ]
-    monkeypatch.setattr(module, "BATCH_ROWS", 16)
+    monkeypatch.setattr("pipelines.sketches.BATCH_ROWS", 16)
+    monkeypatch.setattr("pipelines.sketches.PART_ROWS", 100)
     monkeypatch.setattr("pipelines.near.SHARD_KEYS", 50)
     monkeypatch.setattr("pipelines.near.VERIFY_PAIRS", 11)
     result = dedup(files, DedupSettings(), tmp_path / "b")
@@ -163,6 +171,92 @@ def test_clusters_are_those_of_all_pairs_compared(tmp_path):
         found = {key: sorted(members) for key, (_, members) in clusters(result, scope).items()}
         assert found == expected
         assert len(found) > 5
+
+
+def same_rows(result, expected):
+    assert result.duplicates.equals(expected.duplicates)
+    assert result.counts.equals(expected.counts)
+
+
+def crowd(seed):
+    """Hard for an index: small buckets fill up, large ones shift, texts come back elsewhere."""
+    rng = np.random.default_rng(seed)
+    rows = corpus(seed, families=12)
+    base = [f"w{n}" for n in range(40)]
+    for n in range(60):  # one loose family: many share a band, not all are near
+        words = list(base)
+        for place in rng.choice(40, rng.integers(0, 4), replace=False):
+            words[place] = f"x{rng.integers(6)}"
+        rows.append((1000 + n, int(rng.integers(1, 4)), "abc"[n % 3], " ".join(words)))
+    return rows
+
+
+def test_an_index_gives_what_a_full_run_gives():
+    added_up(5, [70, 100], 5)
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**16),
+    st.lists(st.integers(1, 130), max_size=3),
+    st.sampled_from([2, 5, 20, 64]),
+)
+def test_an_index_gives_what_a_full_run_gives_whatever_the_split(seed, cuts, limit):
+    added_up(seed, cuts, limit)
+
+
+def added_up(seed, cuts, limit):
+    """An index filled in steps that end at `cuts`, compared with one run over everything."""
+    rows = crowd(seed)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    mixed = [rows[i] for i in order]
+    config = DedupSettings(bucket_limit=limit)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        expected = dedup([write(folder / "all.parquet", rows)], config, folder / "full")
+        bounds = sorted({0, *(min(cut, len(rows)) for cut in cuts), len(rows)})
+        for step, (start, end) in enumerate(pairwise(bounds)):
+            some = write(folder / f"{step}.parquet", mixed[start:end], 50)
+            result = dedup([some], config, folder / "step", index=folder / "index")
+        same_rows(result, expected)
+        again = dedup([], config, folder / "step", index=folder / "index")
+        same_rows(again, expected)
+        stored = pq.read_table(again.signatures)
+        assert ids.storage(stored["trajectory_id"]).to_pylist() == [number(r[0]) for r in mixed]
+
+
+def test_an_index_survives_a_run_that_ends_early(tmp_path, monkeypatch):
+    rows = crowd(3)
+    config, index = DedupSettings(), tmp_path / "index"
+    dedup([write(tmp_path / "0.parquet", rows[:90])], config, tmp_path / "work", index=index)
+    second = write(tmp_path / "1.parquet", rows[90:])
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(Index, "commit", Mock(side_effect=OSError("disk full")))
+        dedup([second], config, tmp_path / "work", index=index)
+    result = dedup([second], config, tmp_path / "work", index=index)
+    same_rows(result, dedup([write(tmp_path / "a.parquet", rows)], config, tmp_path / "full"))
+
+
+def test_an_index_refuses_other_settings_and_known_answers(tmp_path):
+    file = write(tmp_path / "in.parquet", corpus())
+    dedup([file], DedupSettings(), tmp_path / "work", index=tmp_path / "index")
+    with pytest.raises(BadInputError, match="remove the folder to make it anew"):
+        dedup([], DedupSettings(threshold=0.7), tmp_path / "work", index=tmp_path / "index")
+    with pytest.raises(BadInputError, match="trajectory ids come more than once"):
+        dedup([file], DedupSettings(), tmp_path / "work", index=tmp_path / "index")
+
+
+@pytest.mark.slow
+def test_processes_side_by_side_change_nothing(tmp_path):
+    rows = crowd(1)
+    files = [write(tmp_path / f"{n}.parquet", rows[n::3], 20) for n in range(3)]
+    expected = dedup(files, DedupSettings(), tmp_path / "a")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.sketches.PART_ROWS", 20)
+        result = dedup(files, DedupSettings(), tmp_path / "b", workers=2)
+    same_rows(result, expected)
+    assert pq.read_table(result.signatures).equals(pq.read_table(expected.signatures))
 
 
 def test_books_balance_by_source(tmp_path):
@@ -211,8 +305,13 @@ def test_signatures_file_holds_the_signatures_and_nothing_else_is_left(tmp_path)
 
 
 def test_lost_rows_void_the_run(tmp_path, monkeypatch):
-    whole = near.band_keys
-    monkeypatch.setattr(near, "band_keys", lambda *given: whole(*given)[1:])
+    whole = near.Entries.load
+
+    def short(folder):
+        e = whole(folder)
+        return near.Entries(row=e.row[1:], text=e.text[1:], realm=e.realm[1:])
+
+    monkeypatch.setattr(near.Entries, "load", short)
     with pytest.raises(CountMismatchError, match="rows were lost or doubled"):
         dedup([write(tmp_path / "in.parquet", corpus())], DedupSettings(), tmp_path / "work")
     assert not list((tmp_path / "work").glob("dedup-*"))

@@ -11,9 +11,11 @@ from datasketch import MinHash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines import minhash
 from pipelines.minhash import (
     MinHashSettings,
     Shingles,
+    distinct,
     jaccard,
     matrix,
     shingles,
@@ -50,7 +52,18 @@ def hashes_of(sets, text):
     return sets.hashes[sets.offsets[text] : sets.offsets[text + 1]]
 
 
-def test_golden_vectors():
+@pytest.fixture(params=["compiled", "numpy"], scope="module")
+def form(request):
+    """Both forms of the inner loops, which must give the same bits."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numpy":
+            patch.setattr(minhash, "compiled", lambda: None)
+        elif minhash.compiled() is None:
+            pytest.skip("numba is not installed, or POLAR_COMPILED is 0")
+        yield request.param
+
+
+def test_golden_vectors(form):
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     made = signatures(shingles(pa.array(list(golden))))
     assert made.dtype == np.uint32
@@ -64,7 +77,7 @@ def test_golden_vectors():
     st.integers(0, 5),
     st.integers(1, 9),
 )
-def test_bit_equal_to_datasketch(batch, permutations, seed, words):
+def test_bit_equal_to_datasketch(form, batch, permutations, seed, words):
     config = MinHashSettings(permutations=permutations, seed=seed, words=words)
     sets = shingles(pa.array(batch), words)
     for i, text in enumerate(batch):
@@ -77,7 +90,7 @@ def test_bit_equal_to_datasketch(batch, permutations, seed, words):
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(texts, max_size=12), st.integers(0, 12), st.integers(0, 12))
-def test_a_batch_is_its_parts(batch, start, length):
+def test_a_batch_is_its_parts(form, batch, start, length):
     whole = pa.array(batch, pa.string())
     part = whole.slice(start, length)
     expected = signatures(shingles(whole))[start : start + length]
@@ -97,7 +110,7 @@ def test_case_spacing_and_hidden_characters_do_not_count():
     assert len(set(sets.hashes.tolist())) == 1
 
 
-def test_without_words_is_what_quality_calls_empty():
+def test_without_words_is_what_quality_calls_empty(form):
     points = [*range(0xD800), *range(0xE000, 0x11000), *range(0xE0000, 0xE0200)]
     every = pa.array([chr(point) for point in points])
     empty = ["empty" in marks for marks in flags(every).to_pylist()]
@@ -113,13 +126,37 @@ def test_signature_of_an_empty_text_is_datasketchs_of_an_empty_set():
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(texts, min_size=2, max_size=6))
-def test_exact_jaccard_equals_that_of_python_sets(batch):
+def test_exact_jaccard_equals_that_of_python_sets(form, batch):
     left, right = np.triu_indices(len(batch), 1)
     made = jaccard(shingles(pa.array(batch), 2), left, right)
     sets = [set(reference_shingles(text, 2)) for text in batch]
     for value, i, j in zip(made, left, right, strict=True):
         union = len(sets[i] | sets[j])
         assert value == (len(sets[i] & sets[j]) / union if union else 0)
+
+
+def test_every_character_and_length_means_the_same_in_both_forms(monkeypatch):
+    """Each code point inside a word and around one, and words of all lengths."""
+    points = [*range(0xD800), *range(0xE000, 0x11000), *range(0x10000, 0x1FFFF, 3)]
+    points += [*range(0x20000, 0x110000, 97), *range(0xE0000, 0xE1000)]
+    every = [f"A{chr(point)}b {chr(point)}C c d e {chr(point)}" for point in points]
+    every += ["x" * size + " y" * (size % 9) for size in range(70)]
+    wide = pa.array(every, pa.large_string())
+    made = shingles(wide)
+    assert np.array_equal(shingles(wide.cast(pa.string())).hashes, made.hashes)
+    monkeypatch.setattr(minhash, "compiled", lambda: None)
+    expected = shingles(wide)
+    assert np.array_equal(made.hashes, expected.hashes)
+    assert np.array_equal(made.offsets, expected.offsets)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 9), max_size=12), max_size=6))
+def test_distinct_keeps_each_hash_where_it_first_stands(form, lists):
+    flat = np.array([value for values in lists for value in values], np.uint32)
+    made = distinct(Shingles(flat, np.cumsum([0, *map(len, lists)])))
+    kept = [made.hashes[a:b].tolist() for a, b in zip(made.offsets, made.offsets[1:], strict=False)]
+    assert kept == [list(dict.fromkeys(values)) for values in lists]
 
 
 def test_estimates_are_within_theory():
