@@ -171,6 +171,7 @@ def _reward_model(
         parents=[parent],
         snapshot=groups_snapshot(workspace),
         checkpoint_id=ids.text(key),
+        cache=workspace.home / "cache",
         progress=progress_of(context, workspace),
     )
     curve = metrics.pop("curve", [])

@@ -82,8 +82,10 @@ def _train(
     from trainer.settings import read_settings
 
     settings = read_settings(config, values or [], recipe)
+    home = os.environ.get("POLAR_HOME")
+    cache = Path(home) / "cache" if home else None
     with shown() as progress:
-        summary = train(groups, start, out, settings, stage=stage, progress=progress)
+        summary = train(groups, start, out, settings, stage=stage, cache=cache, progress=progress)
     if os.environ.get("RANK", "0") != "0":
         return
     loss, accuracy = summary["loss"], summary["accuracy"]

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -107,7 +107,7 @@ def spread(scores: Scores, here: World, strategy: Strategy) -> nn.Module:
         return DistributedDataParallel(scores, forward_sync_buffers=False)
     for layer in decoder.layers(scores.network):
         fully_shard(layer)
-    return fully_shard(scores)
+    return cast(nn.Module, fully_shard(scores))
 
 
 def quietly(module: nn.Module, last: bool) -> Any:

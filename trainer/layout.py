@@ -71,7 +71,7 @@ def _over_masks(
     """Scores through the network as transformers wrote it, with a mask for each kind of layer."""
     windows = decoder.windows(network.config)
     masks = {window: make(row, window) for window in set(windows)}
-    kinds = getattr(network.config, "layer_types", None)
+    kinds: Any = getattr(network.config, "layer_types", None)
     mask: Any = masks[windows[0]]
     if len(masks) > 1:
         mask = {kind: masks[window] for kind, window in zip(kinds, windows, strict=True)}

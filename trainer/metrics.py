@@ -62,7 +62,7 @@ class Work:
     """
 
     def __init__(self, network: PreTrainedModel) -> None:
-        embedding = network.get_input_embeddings().weight.numel()
+        embedding = cast(nn.Embedding, network.get_input_embeddings()).weight.numel()
         config = network.config
         width = getattr(config, "head_dim", None) or (
             config.hidden_size // config.num_attention_heads
