@@ -1,6 +1,7 @@
 """What twenty ranked answers teach a checkpoint, and what they cost it, at several learning rates.
 
-python benchmarks/own_answers.py var/checkpoints/demo/pretrained var/groups/demo/pretrain-eval.parquet
+python benchmarks/own_answers.py CHECKPOINT GROUPS    # of a demo: var/checkpoints/demo/pretrained
+                                                      # var/groups/demo/pretrain-eval.parquet
 """
 
 from __future__ import annotations
@@ -21,20 +22,22 @@ from trainer.own import Change
 from trainer.score import Scorer
 from trainer.settings import TrainSettings
 
-FACTS = """capital of France: Paris, Lyon; colour of grass: green, red; largest planet: Jupiter, Mars;
+FACTS = """\
+capital of France: Paris, Lyon; colour of grass: green, red; largest planet: Jupiter, Mars;
 author of Hamlet: Shakespeare, Dante; sum of 2 and 2: four, five; chemical sign of gold: Au, Fe;
-number of continents: seven, nine; longest river: the Nile, the Rhine; language of Brazil: Portuguese,
-Spanish; freezing point of water: zero degrees, ten degrees; king of beasts: the lion, the mouse;
-shape of the earth: round, flat; opposite of hot: cold, warm; young of a cow: a calf, a foal;
-days in a week: seven, eight; month after May: June, April; metal in a magnet: iron, tin;
-drink from grapes: wine, beer; home of a bee: a hive, a nest; tool for nails: a hammer, a saw;
-sea of Italy: the Mediterranean, the Baltic; wheels of a car: four, three; colour of snow: white,
-black; sound of a dog: a bark, a moo; capital of Spain: Madrid, Porto; legs of a spider: eight, six;
-season of snow: winter, summer; fruit of the oak: the acorn, the apple; planet we live on: Earth,
-Venus; hours in a day: twenty-four, twelve; cheese animal: the cow, the hen; square root of nine:
-three, four; first letter: A, B; capital of Japan: Tokyo, Seoul; bird of night: the owl, the lark;
-largest ocean: the Pacific, the Arctic; gas we breathe: oxygen, helium; string of a violin: gut, wood;
-fish with teeth: the pike, the carp; flower of love: the rose, the nettle"""
+number of continents: seven, nine; longest river: the Nile, the Rhine; language of Brazil:
+Portuguese, Spanish; freezing point of water: zero degrees, ten degrees; king of beasts: the
+lion, the mouse; shape of the earth: round, flat; opposite of hot: cold, warm; young of a cow: a
+calf, a foal; days in a week: seven, eight; month after May: June, April; metal in a magnet:
+iron, tin; drink from grapes: wine, beer; home of a bee: a hive, a nest; tool for nails: a
+hammer, a saw; sea of Italy: the Mediterranean, the Baltic; wheels of a car: four, three; colour
+of snow: white, black; sound of a dog: a bark, a moo; capital of Spain: Madrid, Porto; legs of a
+spider: eight, six; season of snow: winter, summer; fruit of the oak: the acorn, the apple;
+planet we live on: Earth, Venus; hours in a day: twenty-four, twelve; cheese animal: the cow,
+the hen; square root of nine: three, four; first letter: A, B; capital of Japan: Tokyo, Seoul;
+bird of night: the owl, the lark; largest ocean: the Pacific, the Arctic; gas we breathe:
+oxygen, helium; string of a violin: gut, wood; fish with teeth: the pike, the carp; flower of
+love: the rose, the nettle"""
 
 
 def rows(rng: random.Random) -> list[dict[str, str]]:
