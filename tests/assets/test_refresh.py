@@ -122,7 +122,9 @@ def test_the_sensor_finds_a_new_checkpoint_and_a_run_makes_its_answers(copy: Hom
     sensor = definitions.resolve_sensor_def("new_checkpoints")
 
     def tick(instance: dg.DagsterInstance) -> Any:
-        context = dg.build_sensor_context(instance=instance, definitions=definitions)
+        context = dg.build_sensor_context(
+            instance=instance, definitions=definitions, resources={"workspace": workspace}
+        )
         return sensor.evaluate_tick(context)
 
     with copy.instance() as instance:
