@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numba
 import numpy as np
-from numba import njit, uint8, uint32, uint64
+from numba import njit, uint32, uint64
 
 
 def _cache_folder() -> Path:
