@@ -99,7 +99,7 @@ def run_shares(
     stage: Callable[[beam.Pipeline, Sequence[Any]], object],
     elements: Sequence[Any],
     workers: int = 1,
-    options: Sequence[str] = LOCAL,
+    options: Sequence[str] = (),
 ) -> dict[str, int]:
     """Run a stage as one pipeline a process, each over a share of the elements.
 
@@ -110,7 +110,7 @@ def run_shares(
         stage: applies its transforms to a pipeline, for some of the elements; must be picklable.
         elements: in order; each process gets a range of them.
         workers: processes; with one, everything runs in this process.
-        options: Beam's options.
+        options: Beam's options; none are `LOCAL`.
 
     Returns:
         Counters by name, summed over the processes.
@@ -118,6 +118,7 @@ def run_shares(
     Raises:
         PolarError: a process failed; its own message is in its log.
     """
+    options = options or LOCAL
     size = -(-len(elements) // max(workers, 1)) or 1
     shares = [elements[at : at + size] for at in range(0, len(elements), size)]
     if len(shares) < 2:

@@ -87,6 +87,7 @@ def dedup(
     *,
     index: Path | None = None,
     workers: int = 1,
+    options: Sequence[str] = (),
 ) -> DedupResult:
     """Find exact and near duplicates among the answers in Parquet files.
 
@@ -98,6 +99,7 @@ def dedup(
         index: folder to keep what is known in. The answers it holds are part of the result, and
             must not be in `files` again; what comes out is as if all had been given at once.
         workers: processes side by side.
+        options: Beam's, for another runner; its workers must see the same folders.
 
     Raises:
         BadInputError: a trajectory id comes twice, or a column is missing or has nulls, or the
@@ -112,7 +114,7 @@ def dedup(
         known = Index.open(index or scratch / "index", settings)
         tasks = pieces(files, known.parts_folder, first=len(known.parts))
         total = sum(pq.read_metadata(file).num_rows for file in files)
-        sketch_parts(tasks, settings, workers, total, progress)
+        sketch_parts(tasks, settings, workers, total, progress, options)
         parts = [*known.parts, *(Path(task.part) for task in tasks)]
         rows = read_rows(parts)
         new = np.arange(len(rows)) >= known.rows
@@ -129,7 +131,9 @@ def dedup(
             edges = find_more(known, parts, rows, texts, entries, settings)
         else:
             runs = known.runs_folder if index is not None else None
-            edges = near_pairs(parts, entries, settings, scratch, runs=runs, workers=workers)
+            edges = near_pairs(
+                parts, entries, settings, scratch, runs=runs, workers=workers, options=options
+            )
         if index is not None:
             known.commit(parts, texts, edges)
         signatures = work / "signatures.parquet"
@@ -159,6 +163,7 @@ def sketch_parts(
     workers: int = 1,
     total: int = 0,
     progress: Progress | None = None,
+    options: Sequence[str] = (),
 ) -> None:
     """The signature stage: make all parts, with a range of them for each process."""
     from pipelines.beam import run_shares
@@ -174,7 +179,7 @@ def sketch_parts(
     watch = parts_to_rows if progress is not None else None
     folder = Path(tasks[0].part).parent
     with watching(folder, "*/rows.arrow", len(tasks), "signatures", watch):
-        run_shares(partial(_sketch_stage, settings=settings), tasks, workers)
+        run_shares(partial(_sketch_stage, settings=settings), tasks, workers, options)
 
 
 def _sketch_stage(

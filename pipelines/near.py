@@ -97,6 +97,7 @@ def near_pairs(
     *,
     runs: Path | None = None,
     workers: int = 1,
+    options: Sequence[str] = (),
 ) -> np.ndarray:
     """Verified near pairs of texts, left < right, int64 (pairs, 2), sorted.
 
@@ -107,6 +108,7 @@ def near_pairs(
         scratch: an empty folder for what the stages hand on; workers must see it too.
         runs: folder to leave the sorted band keys in, for `dedup_index.py`.
         workers: processes side by side.
+        options: Beam's, for another runner.
 
     Raises:
         CountMismatchError: rows were lost on the way.
@@ -129,7 +131,7 @@ def near_pairs(
         scratch=scratch,
         runs=runs,
     )
-    counts = run_shares(stage, list(range(bands)), workers)
+    counts = run_shares(stage, list(range(bands)), workers, options)
     counts["keys sent"] = bands * len(entries.row)
     check_counts("near pairs", counts, "keys sent", ["keys"])
     verify_stage = partial(
@@ -138,7 +140,7 @@ def near_pairs(
         settings=settings,
         scratch=scratch,
     )
-    counts |= run_shares(verify_stage, list(range(shards)), workers)
+    counts |= run_shares(verify_stage, list(range(shards)), workers, options)
     check_counts("near pairs", counts, "candidates sent", ["candidates"])
     found = [np.load(file) for file in sorted((scratch / "near").glob("*.npy"))]
     return unpack(np.sort(np.concatenate([np.zeros(0, np.uint64), *found])))
@@ -225,7 +227,7 @@ def _verify_stage(
 def entry_keys(
     signatures: np.ndarray, row: np.ndarray, realm: np.ndarray, band: int, rows: int
 ) -> np.ndarray:
-    """The buckets of entries in one band, uint64 (n,): a hash of the band's minima and the realm."""
+    """Buckets of entries in one band, uint64 (n,): hashes of the band's minima and the realm."""
     hashed = band_keys(signatures[:, band * rows : (band + 1) * rows], 1, rows)[0]
     return mix(hashed[row] ^ mix(realm.astype(np.uint64)))
 

@@ -1,4 +1,4 @@
-"""Ours, as the benchmark runs it: python ours.py signatures|all|more DOCUMENTS OUT [--index DIR]."""
+"""Ours, as the benchmark runs it: python ours.py signatures|all DOCUMENTS OUT [--index DIR]."""
 
 from __future__ import annotations
 

@@ -1,0 +1,97 @@
+"""The signature stage with one FnApiRunner process and with two: wall time, and equal files.
+
+    python benchmarks/beam.py [--documents 1000000] [--workers 2] [--rounds 3] [--data DIR]
+
+The stage of `pipelines.dedup.sketch_parts`: texts in, parts on disk out. Runs alternate and the
+medians are compared; start-up (imports, building the pipeline, starting processes) is in the wall
+time. On a machine with other work wall times say little: the CPU seconds and the load average
+beside them tell whether it was quiet. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import json
+import os
+import resource
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).parent / "dedup"))
+import corpus
+
+from pipelines.dedup import sketch_parts
+from pipelines.near import DedupSettings
+from pipelines.sketches import pieces
+
+
+def cpu() -> float:
+    """CPU seconds of this process and of the ended ones that it started."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--documents", type=int, default=1_000_000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data", type=Path, default=os.environ.get("POLAR_DATA"))
+    home = Path(os.environ.get("POLAR_HOME", "var"))
+    parser.add_argument("--work", type=Path, default=home / "bench" / "beam")
+    options = parser.parse_args()
+    work = options.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    documents = work / "documents.parquet"
+    if not documents.is_file() or pq.read_metadata(documents).num_rows != options.documents:
+        base = (
+            corpus.real_texts(options.data)
+            if options.data
+            else corpus.made_up_texts(max(options.documents // 8, 100))
+        )
+        corpus.write_families(documents, base, options.documents)
+    seconds: dict[int, list[float]] = {1: [], options.workers: []}
+    used: dict[int, list[float]] = {1: [], options.workers: []}
+    for _ in range(options.rounds):
+        for workers in seconds:
+            folder = work / f"parts-{workers}"
+            shutil.rmtree(folder, ignore_errors=True)
+            began, before = time.perf_counter(), cpu()
+            sketch_parts(pieces([documents], folder), DedupSettings(), workers)
+            seconds[workers].append(time.perf_counter() - began)
+            used[workers].append(cpu() - before)
+            print(
+                f"{workers} processes: {seconds[workers][-1]:.1f} s wall, "
+                f"{used[workers][-1]:.1f} s CPU, load {os.getloadavg()[0]:.1f}",
+                flush=True,
+            )
+    single, several = work / "parts-1", work / f"parts-{options.workers}"
+    names = [str(path.relative_to(single)) for path in single.glob("*/*")]
+    _, differing, missing = filecmp.cmpfiles(single, several, names, shallow=False)
+    if differing or missing:
+        sys.exit(f"files differ or are missing: {differing + missing}")
+    one, more = (statistics.median(seconds[workers]) for workers in (1, options.workers))
+    print(
+        json.dumps(
+            {
+                "documents": options.documents,
+                "workers": options.workers,
+                "equal_files": len(names),
+                "seconds_one": round(one, 2),
+                "seconds": round(more, 2),
+                "cpu_one": round(statistics.median(used[1]), 2),
+                "cpu": round(statistics.median(used[options.workers]), 2),
+                "speedup": round(one / more, 2),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

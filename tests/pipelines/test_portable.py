@@ -1,0 +1,88 @@
+"""Through the protocol that Flink, Spark and Dataflow speak, the rows are equal, row for row.
+
+The portable job service gets a pipeline as a message and hands its parts to workers that are not
+the process which built it: LOOPBACK ones beside it, EXTERNAL ones started by a pool on their own.
+"""
+
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.dedup import DedupSettings, dedup
+from pipelines.pairs import PairSettings, make_pairs
+from tests.pipelines.answers import answers_table
+from tests.pipelines.test_dedup import corpus, same_rows, write
+from tests.pipelines.test_pairs import big_world
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def listening(module, flag):
+    """A server of Beam's, ended at the end."""
+    port = free_port()
+    command = [sys.executable, "-m", module, f"{flag}={port}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, f"{module} ended with {process.returncode}"
+            time.sleep(0.2)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(params=["LOOPBACK", "EXTERNAL"])
+def options(request):
+    with listening("apache_beam.runners.portability.local_job_service_main", "--port") as jobs:
+        portable = ["--runner=PortableRunner", f"--job_endpoint=127.0.0.1:{jobs}"]
+        if request.param == "LOOPBACK":
+            yield [*portable, "--environment_type=LOOPBACK"]
+            return
+        pool = "apache_beam.runners.worker.worker_pool_main"
+        with listening(pool, "--service_port") as workers:
+            yield [
+                *portable,
+                "--environment_type=EXTERNAL",
+                f"--environment_config=127.0.0.1:{workers}",
+            ]
+
+
+def test_duplicates_are_equal_through_the_job_service(tmp_path, monkeypatch, options):
+    monkeypatch.setattr("pipelines.sketches.PART_ROWS", 40)
+    file = write(tmp_path / "in.parquet", corpus(), 40)
+    expected = dedup([file], DedupSettings(), tmp_path / "a")
+    result = dedup([file], DedupSettings(), tmp_path / "b", options=options)
+    same_rows(result, expected)
+    assert result.duplicates.num_rows > 20
+    assert pq.read_table(result.signatures).equals(pq.read_table(expected.signatures))
+
+
+def test_pairs_are_equal_through_the_job_service(tmp_path, options):
+    answers = tmp_path / "answers.parquet"
+    pq.write_table(answers_table(big_world()), answers)
+    made = [
+        make_pairs(answers, PairSettings(), tmp_path / name, chunk_pairs=1000, **more)
+        for name, more in (("a", {}), ("b", {"options": options}))
+    ]
+    tables = [pq.read_table(result.files) for result in made]
+    assert tables[0].equals(tables[1])
+    assert tables[0].num_rows > 100
+    order = [(name, "ascending") for name in made[0].counts.column_names if name != "rows"]
+    counts = [result.counts.sort_by(order) for result in made]
+    assert counts[0].equals(counts[1])
