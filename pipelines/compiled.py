@@ -33,7 +33,7 @@ def _cache_folder() -> Path:
     return folder
 
 
-numba.config.CACHE_DIR = str(_cache_folder())
+numba.config.CACHE_DIR = str(_cache_folder())  # type: ignore[attr-defined]
 
 P1, P2, P3, P4, P5 = (
     np.uint32(p) for p in (2654435761, 2246822519, 3266489917, 668265263, 374761393)

@@ -19,6 +19,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +198,7 @@ def find_more(
     before, after = [], []
     for band, key, text in _new_keys(parts[len(known.parts) :], known.rows, entries, settings):
         save_run(known.runs_folder, band, 0, key, text)
-        old_key, old_text = _members(known.runs, band, lambda keys, new=key: _spans(keys, new))
+        old_key, old_text = _members(known.runs, band, partial(_spans, wanted=key))
         before.append(pairs(old_key, old_text))
         after.append(pairs(np.append(old_key, key), np.append(old_text, text)))
     had, has = (np.unique(np.concatenate(found)) for found in (before, after))
