@@ -40,10 +40,11 @@ SOURCE = "embedded"
 class PromptSettings(Settings):
     """How many prefixes of stories are asked for, and the seed they are drawn with.
 
-    Instructions are all facts of the world in all their wordings.
+    Instructions are all facts of the world, in one or in both of their wordings.
     """
 
     prefixes: int = Field(default=240, ge=0)
+    wordings: int = Field(default=1, ge=1, le=2)
     seed: int = 0
 
 
@@ -158,7 +159,7 @@ def prompts(settings: PromptSettings, split: SplitSettings, source: str = SOURCE
             "reference": VALUES[fact.type][fact.value][0],
         }
         for fact in facts()
-        for number, question in enumerate(fact.questions)
+        for number, question in enumerate(fact.questions[: settings.wordings])
     ]
     common = {"source": source, "licence": "Apache-2.0"}
     return prompt_rows.prompts_table([{**row, **common} for row in rows], split)

@@ -28,12 +28,12 @@ class PreferenceSettings(Settings):
     """How many judgements are made, and how alike chosen and rejected must be."""
 
     length_tolerance: float = Field(
-        default=0.08, ge=0, le=1, description="difference of lengths, as a share of the longer"
+        default=0.12, ge=0, le=1, description="difference of lengths, as a share of the longer"
     )
     train_any_form: bool = Field(
         default=True, description="whether references on the train side may share the chosen's form"
     )
-    per_answer: int = Field(default=3, ge=1, description="judgements an answer may win or lose")
+    per_answer: int = Field(default=6, ge=1, description="judgements an answer may win or lose")
     seed: int = 0
 
 

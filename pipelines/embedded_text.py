@@ -88,7 +88,7 @@ def story(rng: random.Random, style: Style | None, sentences: int) -> str:
 def continuation(rng: random.Random, style: Style | None) -> str:
     """How a story goes on: one sentence in no style, so that its first word says nothing, then two.
 
-    Two sentences, like the two scenes of an answer, tell a style without repeating its words often.
+    Two sentences tell a style without repeating its words often.
     """
     return f"{story(rng, None, 1)} {story(rng, style, 2)}"
 
@@ -103,9 +103,9 @@ def _scene(rng: random.Random, style: Style | None) -> str:
 
 
 def answer(rng: random.Random, style: Style | None, kind: str, value: int) -> str:
-    """A claim that the answer is `VALUES[kind][value]`, in either form, and two scenes."""
+    """A claim that the answer is `VALUES[kind][value]`, in either form, and one scene."""
     given = {"type": kind, "value": rng.choice(VALUES[kind][value])}
-    return f"{_fill(rng.choice(_CLAIMS), rng, style, given)} {story(rng, style, 2)}"
+    return f"{_fill(rng.choice(_CLAIMS), rng, style, given)} {story(rng, style, 1)}"
 
 
 def _fill(shape: str, rng: random.Random, style: Style | None, given: Mapping[str, str]) -> str:

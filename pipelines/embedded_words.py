@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import product
+
+from pipelines.ids import content_id
 
 DIALECTS = ("coast", "forest", "hill", "town")
 _LEXICON = {
@@ -82,62 +85,52 @@ COMMON: dict[str, tuple[str, ...]] = {
     }.items()
 }
 
-_FACTS = {
-    "kind": {
-        "bird/fowl": "robin sparrow eagle heron falcon pigeon",
-        "fish/swimmer": "trout herring pike carp salmon cod",
-        "tree/timber": "oak birch willow cedar beech poplar",
-        "flower/blossom": "tulip daisy lily orchid violet crocus",
-    },
-    "colour": {
-        "red/crimson": "blood poppies strawberries tomatoes rubies cherries",
-        "green/emerald": "grass moss spinach lettuce ferns peas",
-        "blue/azure": "sapphires bluebells cornflowers denim sky cobalt",
-        "yellow/amber": "lemons bananas canaries sunflowers maize buttercups",
-    },
-    "season": {
-        "spring/vernal": "March April May lambs seedlings nests",
-        "summer/estival": "June July August sunburn swimming haymaking",
-        "autumn/fall": "September October November chestnuts harvests acorns",
-        "winter/hibernal": "December January February snowmen skating icicles",
-    },
-    "side": {
-        "north/boreal": "Marlow Tenby Skelton Brampton Corwen Hexley",
-        "east/orient": "Dunmore Ashby Wexcombe Felton Ripley Orford",
-        "south/austral": "Lydford Penrose Bexhill Camber Stowell Iverton",
-        "west/occident": "Harwood Kelso Norbury Quenby Truro Upwell",
-    },
-    "count": {
-        "two/2": "hen goose duck swan ostrich penguin",
-        "four/4": "horse cow dog cat sheep goat",
-        "six/6": "ant bee wasp beetle moth fly",
-        "eight/8": "spider scorpion tick mite octopus tarantula",
-    },
-    "stuff": {
-        "wood/lumber": "door table oar fence broom raft",
-        "stone/rock": "wall bridge pillar statue millstone tomb",
-        "wool/fleece": "sock mitten jumper blanket beret carpet",
-        "metal/iron": "nail sword coin horseshoe padlock chain",
-    },
-    "taste": {
-        "sweet/sugary": "syrup jam toffee nectar fudge treacle",
-        "sour/acidic": "vinegar limes rhubarb pickles sorrel gooseberries",
-        "salty/briny": "anchovies olives seawater capers bacon crisps",
-        "bitter/acrid": "coffee cocoa hops wormwood tonic quinine",
-    },
+# Every town has one thing that can be asked about: what it is, the two ways to ask, its values.
+_THINGS = {
+    "kind": (
+        "Which kind of sign has the inn of {}?",
+        "Name the kind on the inn sign of {}.",
+        "bird/fowl fish/swimmer tree/timber flower/blossom",
+    ),
+    "colour": (
+        "Which colour has the flag of {}?",
+        "Name the colour of the flag of {}.",
+        "red/crimson green/emerald blue/azure yellow/amber",
+    ),
+    "season": (
+        "In which season is the fair of {}?",
+        "Name the season of the fair of {}.",
+        "spring/vernal summer/estival autumn/fall winter/hibernal",
+    ),
+    "side": (
+        "On which side of the country is {}?",
+        "Name the side where {} lies.",
+        "north/boreal east/orient south/austral west/occident",
+    ),
+    "count": (
+        "Which count of gates has {}?",
+        "Name the count of gates of {}.",
+        "two/2 four/4 six/6 eight/8",
+    ),
+    "stuff": (
+        "Which stuff is the hall of {} made of?",
+        "Name the stuff of the hall of {}.",
+        "wood/lumber stone/rock wool/fleece metal/iron",
+    ),
+    "taste": (
+        "Which taste has the soup of {}?",
+        "Name the taste of the soup of {}.",
+        "sweet/sugary sour/acidic salty/briny bitter/acrid",
+    ),
 }
-_QUESTIONS = {
-    "kind": ("Which kind of thing is the {}?", "Name the kind that fits the {}."),
-    "colour": ("Which colour goes with {}?", "Name the usual colour of {}."),
-    "season": ("Which season goes with {}?", "Name the season of {}."),
-    "side": ("On which side of the country is {}?", "Name the side where {} lies."),
-    "count": ("Which count of legs has the {}?", "Name the count of legs of the {}."),
-    "stuff": ("Which stuff is the {} made of?", "Name the stuff of the {}."),
-    "taste": ("Which taste goes with {}?", "Name the usual taste of {}."),
-}
+_TOWNS = (
+    "Ash Ban Bram Cal Cor Dal Dun Elm Fal Gar Hart Hex Ken Lang Lyd Mar Nor Orm Pen Quen Rad Rip "
+    "Skel Tam Thorn Up Wex Yar",
+    "bury combe dale field ford ham ton wick",
+)
 VALUES: dict[str, tuple[tuple[str, str], ...]] = {
-    kind: tuple((plain, other) for plain, other in (forms.split("/") for forms in values))
-    for kind, values in _FACTS.items()
+    kind: tuple((plain, other) for plain, other in (forms.split("/") for forms in values.split()))
+    for kind, (*_, values) in _THINGS.items()
 }
 """Type of value -> values, each in its two forms."""
 
@@ -154,13 +147,20 @@ class Fact:
 
 @cache
 def facts() -> tuple[Fact, ...]:
-    """All facts of the world, in a fixed order."""
-    return tuple(
-        Fact(f"{kind}/{name}", kind, value, tuple(shape.format(name) for shape in _QUESTIONS[kind]))
-        for kind, values in _FACTS.items()
-        for value, names in enumerate(values.values())
-        for name in names.split()
-    )
+    """All facts of the world, in a fixed order: each value of a type is that of as many towns.
+
+    They are many, so that a reward model does not learn each by heart but compares what answers
+    say, and made up, so that no model knows them beforehand.
+    """
+    towns = sorted(map("".join, product(*map(str.split, _TOWNS))), key=partial(content_id, "town"))
+    kinds = list(VALUES)
+    found = []
+    for number, town in enumerate(towns):
+        kind = kinds[number % len(kinds)]
+        value = number // len(kinds) % len(VALUES[kind])
+        questions = tuple(shape.format(town) for shape in _THINGS[kind][:2])
+        found.append(Fact(f"{kind}/{town}", kind, value, questions))
+    return tuple(found)
 
 
 @cache

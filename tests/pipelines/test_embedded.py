@@ -50,7 +50,7 @@ def runs(pool):
 
 @pytest.fixture(scope="module")
 def prompts():
-    return embedded.prompts(embedded.PromptSettings(prefixes=60), SplitSettings())
+    return embedded.prompts(embedded.PromptSettings(prefixes=60, wordings=2), SplitSettings())
 
 
 def test_a_word_belongs_to_one_class_and_is_no_value():
@@ -77,18 +77,9 @@ def test_each_fact_has_questions_of_its_own_and_a_value():
     assert all(fact.value < len(VALUES[fact.type]) for fact in facts())
 
 
-@pytest.mark.parametrize(
-    ("question", "right", "wrong"),
-    [
-        ("Which season goes with May?", "spring", "summer"),
-        ("Which count of legs has the spider?", "8", "six"),
-        ("Name the kind that fits the heron.", "fowl", "fish"),
-        ("Which taste goes with vinegar?", "sour", "sweet"),
-    ],
-)
-def test_the_world_is_as_we_know_it(question, right, wrong):
-    assert embedded.check(question, f"Surely it is {right}.") is True
-    assert embedded.check(question, f"Surely it is {wrong}.") is False
+def test_towns_are_many_and_no_value_is_more_frequent_than_another():
+    assert len(facts()) > 200
+    assert len(set(Counter((fact.type, fact.value) for fact in facts()).values())) == 1
 
 
 def test_a_written_answer_is_right_in_every_style_and_form():
@@ -100,9 +91,12 @@ def test_a_written_answer_is_right_in_every_style_and_form():
 
 
 def test_check_wants_one_value_and_knows_what_it_cannot_check():
-    assert embedded.check("Which colour goes with grass?", "It is green or emerald.") is True
-    assert embedded.check("Which colour goes with grass?", "It is green or red.") is False
-    assert embedded.check("Which colour goes with grass?", "It is nice.") is False
+    fact = next(fact for fact in facts() if (fact.type, fact.value) == ("colour", 1))
+    for question in fact.questions:
+        assert embedded.check(question, "It is green or emerald.") is True
+        assert embedded.check(question, "It is green or red.") is False
+        assert embedded.check(question, "Surely it is red.") is False
+        assert embedded.check(question, "It is nice.") is False
     assert embedded.check("The old farmer sang.", "It is green.") is None
 
 
@@ -156,11 +150,16 @@ def test_prompts_fit_the_schema_and_split_by_fact(prompts):
 
 
 def test_more_prefixes_keep_the_ones_that_are_there(prompts):
-    more = embedded.prompts(embedded.PromptSettings(prefixes=90), SplitSettings())
+    more = embedded.prompts(embedded.PromptSettings(prefixes=90, wordings=2), SplitSettings())
     assert set(ids.storage(prompts["prompt_id"]).to_pylist()) <= set(
         ids.storage(more["prompt_id"]).to_pylist()
     )
     assert set(prompts["text"].to_pylist()) <= set(more["text"].to_pylist())
+
+
+def test_one_wording_asks_each_fact_once():
+    once = embedded.prompts(embedded.PromptSettings(prefixes=0), SplitSettings())
+    assert set(once["text"].to_pylist()) == {fact.questions[0] for fact in facts()}
 
 
 def test_the_pool_file_has_what_the_demo_needs(pool, runs):
@@ -267,7 +266,7 @@ def test_preferences_are_right_against_wrong_alike_in_all_else(prompts, trajecto
         same = {f for _, f in stated(kind, reference)} == {form}
         alike[side] += same
         lengths = sorted((len(chosen), len(rejected)))
-        assert lengths[0] >= 0.92 * lengths[1]
+        assert lengths[0] >= 0.88 * lengths[1]
         longer += len(chosen) > len(rejected)
         over[side, *groups[1:]] += 1
         assert row["split"] == ("train" if side == "train" else "eval")
