@@ -43,10 +43,11 @@ def shared(network: PreTrainedModel, pieces: Pieces) -> Tensor:
     """Scores (N,) in fp32, each group's prefix run once."""
     if network.device.type != "cpu":
         return flex(network, pieces)
-    row = row_of(pieces, network.device)
     if decoder.ready(network):
+        row = row_of(pieces, network.device)
         return _head(network, decoder.last_hidden(network, row))
-    return _over_masks(network, row, _dense_mask)
+    rows = [row_of([group], network.device) for group in pieces]  # a mask over all would be large
+    return torch.cat([_over_masks(network, row, _dense_mask) for row in rows])
 
 
 def flex(network: PreTrainedModel, pieces: Pieces) -> Tensor:

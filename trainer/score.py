@@ -21,7 +21,7 @@ import torch
 
 from trainer.data import parse_jsonl, text_of, texts_of
 from trainer.errors import BadGroupsError
-from trainer.layout import LAYOUTS
+from trainer.layout import LAYOUTS, precision
 from trainer.model import RewardModel
 from trainer.packing import Progress, microbatches
 from trainer.template import Texts, common_prefix
@@ -32,10 +32,12 @@ WINDOW = 4096
 
 
 class Scorer:
-    """A checkpoint ready to score, in fp32."""
+    """A checkpoint ready to score, in fp32 or, with ties, in bf16."""
 
-    def __init__(self, model: RewardModel, *, layout: str = "shared") -> None:
-        self.model = model
+    def __init__(
+        self, model: RewardModel, *, layout: str = "shared", precision: str = "fp32"
+    ) -> None:
+        self.model, self.precision = model, precision
         self.layout = LAYOUTS[layout]
         self.model.network.eval()
 
@@ -120,7 +122,8 @@ class Scorer:
             once = shared + sum(len(row) - shared for row in rows)
             costs.append(max(map(len, rows)) * len(rows) if padded else once)
         for part in microbatches(np.asarray(costs), batch_tokens, padded=padded):
-            scores = self.layout(self.model.network, [pieces[i] for i in part])
+            with precision(self.model.network, self.precision):
+                scores = self.layout(self.model.network, [pieces[i] for i in part])
             yield np.concatenate([groups[i] for i in part]), scores.cpu().numpy()
 
 
