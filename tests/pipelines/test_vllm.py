@@ -98,7 +98,7 @@ def check(result, log, again):
 
 def test_the_engine_is_killed_and_hangs_and_agrees_with_the_local_one(weights, tmp_path):
     log = tmp_path / "log"
-    asked = vllm_process.engine(weights, tmp_path, log)
+    asked = vllm_process.engine(weights, tmp_path)
     seen, families = [], []
 
     def trouble(done, total, note):
@@ -112,7 +112,7 @@ def test_the_engine_is_killed_and_hangs_and_agrees_with_the_local_one(weights, t
             os.kill(named(members, "EngineCore"), signal.SIGSTOP)
 
     try:
-        result = vllm_process.run(asked, tmp_path, trouble)
+        result = vllm_process.run(asked, tmp_path, log, trouble)
         assert seen == ["killed", "stopped"]
         deaths = asked.server.generation - 1  # more than two where the machine itself hangs
         assert deaths >= 2
@@ -146,7 +146,8 @@ def samples_of_one_prompt(asked):
 def greedy(asked, weights):
     """Both engines see the same tokens: beginning of text, stop tokens, count of tokens.
 
-    Not all texts need be equal: the last bits of the arithmetic differ.
+    Not all need be equal: the last bits of the arithmetic differ. Where a random policy's answer
+    ends in bytes that are no character, vLLM leaves them away.
     """
     sampling = SamplingSettings(temperature=0, max_tokens=16)
     wanted = [
@@ -158,11 +159,12 @@ def greedy(asked, weights):
     assert there.keys() == here.keys()
     assert there[wanted[-1].trajectory_id].finish_reason == "prompt_too_long"
 
-    def said(one):
-        return one.text, one.tokens, one.finish_reason
+    def alike(one, other):
+        ends = (one.tokens, one.finish_reason) == (other.tokens, other.finish_reason)
+        return ends and one.text.startswith(other.text)
 
-    equal = sum(said(there[key]) == said(here[key]) for key in here)
-    assert equal >= 0.9 * len(wanted)
+    differ = [(here[key], there[key]) for key in here if not alike(here[key], there[key])]
+    assert len(differ) <= 0.1 * len(wanted), differ
     assert {one.finish_reason for one in there.values()} == {"stop", "length", "prompt_too_long"}
 
 
@@ -198,9 +200,9 @@ def test_the_driver_is_killed_and_started_again(weights, tmp_path):
         process.kill()
     assert len(members) >= 4  # driver, guard, server, engine
     assert not left_of(members)
-    asked = vllm_process.engine(weights, tmp_path, log)
+    asked = vllm_process.engine(weights, tmp_path)
     try:
-        result = vllm_process.run(asked, tmp_path)
+        result = vllm_process.run(asked, tmp_path, log)
     finally:
         asked.close()
     check(result, log, vllm_process.CONCURRENCY)

@@ -4,6 +4,8 @@ Each request that is sent becomes a line of the log.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.engines import choose, wire
@@ -21,35 +23,44 @@ OPTIONS = VllmOptions(
 )
 
 
-def engine(weights: Path, home: Path, log: Path) -> OpenAIEngine:
+def engine(weights: Path, home: Path) -> OpenAIEngine:
     """The engine as a pool file would have it; nothing is started yet."""
     policy = PoolPolicy(name="tiny", kind="base", engine="vllm", weights=str(weights))
     pool = Pool(source="tiny", policies=(policy,), vllm=OPTIONS)
     made = choose.open_engine(policy, pool, home, policy_id="tiny")
     assert isinstance(made, OpenAIEngine)
+    return made
+
+
+@contextmanager
+def logged(log: Path) -> Iterator[None]:
+    """Write down each request that is sent meanwhile."""
     body = wire.body
 
-    def logged(model, prompt, *more, **named):
+    def written(model, prompt, *more, **named):
         with log.open("a") as file:
             file.write(f"{prompt}\n")
         return body(model, prompt, *more, **named)
 
-    wire.body = logged
-    return made
+    wire.body = written
+    try:
+        yield
+    finally:
+        wire.body = body
 
 
-def run(asked: OpenAIEngine, home: Path, progress=None):
+def run(asked: OpenAIEngine, home: Path, log: Path, progress=None):
     """All prompts of the tiny world."""
     prompts = tiny_policy.prompts_table(tiny_policy.texts(PROMPTS))
-    return rollout(
-        tiny_policy.policy(), prompts, asked, SETTINGS, home / "staging", set(), progress=progress
-    )
+    policy = tiny_policy.policy()
+    with logged(log):
+        return rollout(policy, prompts, asked, SETTINGS, home / "staging", set(), progress=progress)
 
 
 if __name__ == "__main__":
     weights, home, log = map(Path, sys.argv[1:4])
-    asked = engine(weights, home, log)
+    asked = engine(weights, home)
     try:
-        run(asked, home)
+        run(asked, home, log)
     finally:
         asked.close()
