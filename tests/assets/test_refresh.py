@@ -136,7 +136,8 @@ def test_the_sensor_finds_a_new_checkpoint_and_a_run_makes_its_answers(copy: Hom
         assert "step-200: model.safetensors is cut off" in str(tick(instance).skip_message)
         (run / "step-200" / "model.safetensors").write_bytes(whole)
         result = tick(instance)
-        assert [request.job_name for request in result.run_requests] == ["refresh_corpus"]
+        assert len(result.run_requests) == 1
+        assert sensor.job.name == "refresh_corpus"
         (added,) = result.dynamic_partitions_requests
         assert list(added.partition_keys) == ["more-200"]
         assert tick(instance).run_requests[0].run_key == result.run_requests[0].run_key
