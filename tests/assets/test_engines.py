@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -25,13 +26,15 @@ RUN = {
     "name": "served",
     "pool": "pool.yaml",
     "threads": 1,
-    "prompts": {"prefixes": 6},
+    "prompt_sources": {"files": [{"name": "tasks", "path": "tasks.jsonl", "kind": "instructions"}]},
     "rollouts": {"assignment": "dense", "samples": 2, "sampling": {"max_tokens": 16}},
 }
 
 
-def home_of(folder: Path, *policies: dict[str, Any], **pool: Any) -> Home:
-    """A home whose pool trains nothing."""
+def home_of(folder: Path, *policies: dict[str, Any], tasks: int = 300, **pool: Any) -> Home:
+    """A home whose pool trains nothing, with some instructions to ask."""
+    lines = [json.dumps({"prompt": f"Tell me of the number {n}."}) + "\n" for n in range(tasks)]
+    (folder / "tasks.jsonl").write_text("".join(lines), encoding="utf-8")
     said = {"source": "served", "policies": list(policies)} | pool
     (folder / "pool.yaml").write_text(yaml.safe_dump(said), encoding="utf-8")
     (folder / "run.yaml").write_text(yaml.safe_dump(RUN), encoding="utf-8")
@@ -112,7 +115,7 @@ def test_a_model_that_is_too_large_and_a_vllm_that_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     weights = tiny_policy.save(tmp_path / "weights", head=32)
-    policy = {"name": "a", "kind": "base", "weights": str(weights), "engine": "vllm"}
+    policy = {"name": "a", "kind": "chat", "weights": str(weights), "engine": "vllm"}
     home = home_of(tmp_path, policy, vllm={"device": "cpu", "kv_cache_gib": 99_999})
     monkeypatch.setenv("POLAR_VLLM_PYTHON", str(tmp_path / "nowhere"))
     ((_, error),) = home.run("trajectories").failed
@@ -133,10 +136,15 @@ def test_a_stopped_run_leaves_no_server_and_goes_on(tmp_path: Path, number: sign
     except PolicyUnavailableError as error:
         pytest.skip(str(error))
     weights = tiny_policy.save(tmp_path / "weights", head=32)
-    policy = {"name": "a", "kind": "base", "weights": str(weights), "engine": "vllm"}
+    policy = {
+        "name": "a",
+        "kind": "chat",
+        "interface": "completions",
+        "weights": str(weights),
+        "engine": "vllm",
+    }
     options = {"device": "cpu", "dtype": "float32", "kv_cache_gib": 1, "concurrency": 2}
-    home = home_of(tmp_path, policy, vllm=options)
-    home.edit("run.yaml", prompts={"prefixes": 1500})
+    home = home_of(tmp_path, policy, tasks=1500, vllm=options)
     command = home.command("run", "--config", str(home.config), "--until", "trajectories")
     process = subprocess.Popen(command, cwd=ROOT, env=home.environment(), start_new_session=True)
     members: set[tuple[int, str]] = set()

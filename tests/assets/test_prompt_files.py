@@ -75,7 +75,7 @@ def test_a_plan_is_printed_before_anything_runs(polar, fresh: Home):
         assert words in out
     code, out, _ = polar("plan", "--config", str(fresh.config), "--json")
     assert code == 0
-    assert json.loads(out)["total"]["trajectories"] == 6 * 336 * 3
+    assert json.loads(out)["total"]["trajectories"] == 6 * 448 * 3
     assert not fresh.path.exists()
     refused(polar("plan", "-c", pool, "--assume", "gpu_hours=1"), "did you mean 'gpu_hour'")
     refused(polar("plan", "-c", pool, "--assume", "gpu_hour"), "expected NAME=VALUE")

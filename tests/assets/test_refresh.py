@@ -149,7 +149,7 @@ def test_the_sensor_finds_a_new_checkpoint_and_a_run_makes_its_answers(copy: Hom
         "join trajectories t on t.policy_id = y.policy_id "
         "where y.name = 'more-200' group by all"
     )
-    assert row == {"lineage_step": 200, "parent": "ash", "answers": 1008}
+    assert row == {"lineage_step": 200, "parent": "ash", "answers": 448 * 3}
     with copy.instance() as instance:
         assert "more-200" in instance.get_dynamic_partitions("policies")
         assert "no new checkpoint" in str(tick(instance).skip_message)

@@ -133,7 +133,10 @@ def test_graph_reads_in_four_groups(made: Home):
         groups.setdefault(graph.get(key).group_name, set()).add(key.to_user_string())
     assert groups == {
         "pool": {"embedded_policies", "policies", "prompts"},
-        "corpus": {"trajectories", "preferences", "duplicates", "pairs", "groups"},
+        "corpus": {
+            *("trajectories", "preferences", "duplicates", "pairs", "groups"),
+            "maintenance",
+        },
         "training": CHECKPOINTS,
         "evaluation": {"report"},
     }
@@ -192,7 +195,7 @@ def test_definitions_load_from_the_environment(made: Home, monkeypatch: pytest.M
     monkeypatch.setenv("POLAR_HOME", str(made.path))
     monkeypatch.setenv("POLAR_CONFIG", str(made.config))
     keys = definitions.defs().resolve_asset_graph().get_all_asset_keys()
-    assert {key.to_user_string() for key in keys} == set(NAMES)
+    assert {key.to_user_string() for key in keys} == {*NAMES, "maintenance"}
     monkeypatch.setenv("POLAR_CONFIG", "configs/recorded.yaml")
     monkeypatch.setenv("POLAR_DATA", str(made.path))
     keys = definitions.defs().resolve_asset_graph().get_all_asset_keys()
