@@ -200,7 +200,10 @@ def test_definitions_load_from_the_environment(made: Home, monkeypatch: pytest.M
     monkeypatch.setenv("POLAR_DATA", str(made.path))
     keys = definitions.defs().resolve_asset_graph().get_all_asset_keys()
     wanted = {"policies", "prompts", "trajectories", "preferences", "duplicates", "pairs", "groups"}
-    assert {key.to_user_string() for key in keys} == wanted | CHECKPOINTS | {"report"}
+    assert {key.to_user_string() for key in keys} == wanted | CHECKPOINTS | {
+        "report",
+        "maintenance",
+    }
 
 
 def test_a_moved_home_is_still_current(copy: Home):
