@@ -58,6 +58,7 @@ def fake() -> Iterator[fake_endpoint.Endpoint]:
     endpoint.close()
 
 
+@pytest.mark.slow
 def test_a_cap_stops_one_policy_and_what_it_made_is_published(
     fake: fake_endpoint.Endpoint, tmp_path: Path
 ):

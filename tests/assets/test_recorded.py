@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.assets.homes import Home, stray_pair
 from tests.assets.recorded_data import FAULTS, lines, records, write
 
@@ -24,6 +26,7 @@ def rows_of_tiny(home: Home) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_two_configurations_in_one_home_leave_each_other_alone(copy: Home, tmp_path: Path):
     before, runs = rows_of_tiny(copy), copy.dagster_runs()
     other = records(tmp_path, copy.path)
@@ -67,6 +70,7 @@ def test_a_place_is_not_part_of_the_data(tmp_path: Path):
     assert moved.plan("trajectories") == {}
 
 
+@pytest.mark.slow
 def test_bad_lines_are_set_aside_with_their_place_and_the_rest_goes_on(tmp_path: Path):
     good = lines()
     at = [3, 50, 120, 300]

@@ -173,6 +173,7 @@ def test_files_between_stages_that_are_deleted_are_made_again(made: Home, copy: 
     assert copy.query(same) == made.query(same)
 
 
+@pytest.mark.slow
 def test_deleted_weights_of_the_pool_are_trained_again(copy: Home):
     before = answers(copy)
     shutil.rmtree(copy.path / "policies" / "cork")
@@ -185,6 +186,7 @@ def test_deleted_weights_of_the_pool_are_trained_again(copy: Home):
 # --- blocking checks --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_failed_check_stops_what_depends_on_it_until_it_is_mended(copy: Home):
     copy.publish(stray_pair())
     assert copy.plan() == {}  # nobody looked yet
