@@ -4,7 +4,7 @@ PYTHON ?= python3
 POLAR := .venv/bin/polar
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow lint docs up clean help
+.PHONY: demo test test-slow lint docs up clean help bench-dedup bench-beam
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,12 @@ lint: $(STAMP) ## Style and types.
 
 docs: $(STAMP) ## Write the generated pages again.
 	@.venv/bin/python -m pipelines.lake_docs
+
+bench-dedup: $(STAMP) ## Dedup beside datatrove, text-dedup, rensa, datasketch: ARGS="--data DIR".
+	@.venv/bin/python benchmarks/dedup/bench.py $(ARGS)
+
+bench-beam: $(STAMP) ## The signature stage on one process and on two: ARGS="--data DIR".
+	@.venv/bin/python benchmarks/beam.py $(ARGS)
 
 clean: ## Remove the environment; the home (var) stays.
 	rm -rf .venv
