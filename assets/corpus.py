@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from assets import plots
 from assets.changes import changes_of
@@ -110,20 +113,33 @@ def duplicates(
 ) -> dg.MaterializeResult:
     """Clusters of repeated answers; nothing is removed."""
     from pipelines.dedup import dedup
+    from pipelines.dedup_index import new_answers
+    from pipelines.labels import sql_list
 
     work = fresh_work(workspace, "duplicates")
     texts = work / "texts.parquet"
     with workspace.lake() as lake:
         sources = sources_of(workspace)
+        settings, index = workspace.config.dedup, workspace.dedup_index
+        answers = (
+            "trajectories t join prompts p using (prompt_id) "
+            f"where p.source in ({sources_sql(sources)})"
+        )
+        present = lake.query(f"select t.trajectory_id, t.content_hash from {answers}")
+        new = new_answers(index, settings, present)
+        if new is None:  # all answers are new to it
+            shutil.rmtree(index, ignore_errors=True)
+            new = np.arange(len(present))
+        pq.write_table(present.select(["trajectory_id"]).take(pa.array(new)), work / "new.parquet")
         lake.copy(
-            "select t.trajectory_id, t.prompt_id, p.source, t.text from trajectories t "
-            f"join prompts p using (prompt_id) where p.source in ({sources_sql(sources)}) "
+            f"select t.trajectory_id, t.prompt_id, p.source, t.text, t.content_hash from {answers} "
+            "and t.trajectory_id in "
+            f"(select trajectory_id from read_parquet({sql_list([str(work / 'new.parquet')])})) "
             "order by t.prompt_id, t.trajectory_id",
             texts,
         )
-        result = dedup(
-            [texts], workspace.config.dedup, work, progress=progress_of(context, workspace)
-        )
+        report = progress_of(context, workspace)
+        result = dedup([texts], settings, work, report, index=index)
         shutil.copyfile(result.signatures, workspace.signatures_file)
         snapshot = lake.publish(
             AUTHOR,
@@ -150,6 +166,8 @@ def duplicates(
         workspace,
         {
             "dagster/row_count": result.duplicates.num_rows,
+            "answers": len(present),
+            "new answers": len(new),
             "snapshot": snapshot,
             "clusters": plots.table(rows),
             "members": plots.bars("members of clusters", bars),

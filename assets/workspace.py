@@ -196,6 +196,11 @@ class Workspace:
         return Places(base=self.config_path.parent, policies=self.policies_dir)
 
     @property
+    def dedup_index(self) -> Path:
+        """What the last dedup of this configuration's answers knew, for the next one."""
+        return self.work_dir / "dedup-index"
+
+    @property
     def sources_file(self) -> Path:
         """The names of the sources that were found in recorded data."""
         return self.work_dir / "sources.json"

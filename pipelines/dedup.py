@@ -92,7 +92,8 @@ def dedup(
     """Find exact and near duplicates among the answers in Parquet files.
 
     Args:
-        files: Parquet with trajectory_id and prompt_id (uuid), source and text (strings).
+        files: Parquet with trajectory_id and prompt_id (uuid), source and text (strings); and
+            content_hash (uuid) where there is one, or one is made.
         settings: signatures, threshold and bands.
         work: folder for `signatures.parquet` and, while it runs, for scratch files.
         progress: called as progress(answers done, answers in all, note).

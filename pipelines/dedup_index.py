@@ -134,6 +134,38 @@ class Index:
                 stale.unlink()
 
 
+def new_answers(folder: Path, settings: DedupSettings, present: pa.Table) -> np.ndarray | None:
+    """Which answers an index lacks, as row numbers of `present`.
+
+    Args:
+        folder: of the index.
+        settings: that it must have been made with.
+        present: trajectory_id and content_hash of all answers that there are.
+
+    Returns:
+        None if the index cannot be added to: there is none, or other settings made it, or it holds
+        answers that are gone or now say something else.
+    """
+    try:
+        held = Index.open(folder, settings).answers()
+    except BadInputError:
+        return None
+    if not len(held):
+        return None
+    both = [
+        np.column_stack([ids.words(table["trajectory_id"]), ids.words(table[content])])
+        for table, content in ((held, "digest"), (present, "content_hash"))
+    ]
+    every = np.concatenate(both)
+    order = np.lexsort(every.T[::-1])
+    equal = (every[order[1:]] == every[order[:-1]]).all(axis=1)
+    if np.count_nonzero(equal) != len(held):
+        return None
+    new = np.ones(len(every), np.bool_)
+    new[order[1:][equal]] = new[order[:-1][equal]] = False
+    return np.flatnonzero(new[len(held) :])
+
+
 def match_texts(known: Index, rows: pa.Table) -> np.ndarray:
     """The number of each row's text, int64 (rows,); -1 for an empty one.
 

@@ -19,7 +19,7 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import xxhash
 
-from pipelines import minhash
+from pipelines import ids, minhash
 from pipelines.errors import BadInputError
 from pipelines.minhash import MinHashSettings, Shingles
 
@@ -156,16 +156,19 @@ def _refuse_nulls(file: Path, group: pq.RowGroupMetaData) -> None:
 
 
 def _read(piece: Piece) -> Iterator[pa.RecordBatch]:
-    """Batches of the four columns."""
+    """Batches of the columns that are used."""
     with pq.ParquetFile(piece.file) as source:
-        yield from source.iter_batches(
-            BATCH_ROWS, row_groups=list(piece.groups), columns=list(COLUMNS)
-        )
+        columns = [n for n in (*COLUMNS, "content_hash") if n in source.schema_arrow.names]
+        yield from source.iter_batches(BATCH_ROWS, row_groups=list(piece.groups), columns=columns)
 
 
 def _summary(batch: pa.RecordBatch, empty: np.ndarray) -> pa.RecordBatch:
-    """A batch without its texts, but with a 128-bit hash of each."""
-    digests = [xxhash.xxh3_128_digest(text) for text in batch["text"].cast(pa.binary()).to_pylist()]
+    """A batch without its texts, but with a 128-bit hash of each, made here if none came."""
+    if "content_hash" in batch.schema.names:
+        digests = ids.storage(batch["content_hash"])
+    else:
+        texts = batch["text"].cast(pa.binary()).to_pylist()
+        digests = pa.array([xxhash.xxh3_128_digest(text) for text in texts], pa.binary(16))
     columns = [batch[name] for name in ("trajectory_id", "prompt_id", "source")]
-    columns += [pa.array(digests, pa.binary(16)), pa.array(empty)]
+    columns += [digests, pa.array(empty)]
     return pa.record_batch([c.cast(f.type) for c, f in zip(columns, SUMMARY, strict=True)], SUMMARY)

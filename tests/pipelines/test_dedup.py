@@ -18,7 +18,7 @@ from pipelines import dedup as module
 from pipelines import ids, near, schemas
 from pipelines.beam import CountMismatchError
 from pipelines.dedup import DedupSettings, dedup
-from pipelines.dedup_index import Index
+from pipelines.dedup_index import Index, new_answers
 from pipelines.errors import BadInputError
 from pipelines.minhash import jaccard, matrix, shingles, signatures
 
@@ -246,6 +246,33 @@ def test_an_index_refuses_other_settings_and_known_answers(tmp_path):
         dedup([], DedupSettings(threshold=0.7), tmp_path / "work", index=tmp_path / "index")
     with pytest.raises(BadInputError, match="trajectory ids come more than once"):
         dedup([file], DedupSettings(), tmp_path / "work", index=tmp_path / "index")
+
+
+def test_which_answers_an_index_lacks(tmp_path):
+    config, index = DedupSettings(), tmp_path / "index"
+    said = {1: "a b c", 2: "d e f", 3: "g h i"}
+
+    def present(*numbers, **other):
+        texts = [other.get(f"of_{n}", said[n]) for n in numbers]
+        return pa.table(
+            {
+                "trajectory_id": ids.array(map(number, numbers)),
+                "content_hash": ids.array(ids.content_id("text", text) for text in texts),
+            }
+        )
+
+    assert new_answers(index, config, present(1)) is None
+    table = present(1, 2)
+    table = table.append_column("prompt_id", table["trajectory_id"])
+    table = table.append_column("source", pa.array(["s", "s"]))
+    table = table.append_column("text", pa.array([said[1], said[2]]))
+    pq.write_table(table, tmp_path / "in.parquet")
+    dedup([tmp_path / "in.parquet"], config, tmp_path / "work", index=index)
+    assert new_answers(index, config, present(2, 1)).tolist() == []
+    assert new_answers(index, config, present(3, 1, 2)).tolist() == [0]
+    assert new_answers(index, config, present(1, 3)) is None  # 2 is gone
+    assert new_answers(index, config, present(1, 2, of_2="other")) is None
+    assert new_answers(index, DedupSettings(words=4), present(1, 2)) is None
 
 
 @pytest.mark.slow
