@@ -1,7 +1,7 @@
 """Through the protocol that Flink, Spark and Dataflow speak, the rows are equal, row for row.
 
-The portable job service gets a pipeline as a message and hands its parts to workers that are not
-the process which built it: LOOPBACK ones beside it, EXTERNAL ones started by a pool on their own.
+The portable job service gets a pipeline as a message and hands its parts to workers, here LOOPBACK
+ones, beside the process which built it.
 """
 
 import socket
@@ -47,20 +47,14 @@ def listening(module, flag):
         process.wait(30)
 
 
-@pytest.fixture(params=["LOOPBACK", "EXTERNAL"])
-def options(request):
+@pytest.fixture
+def options():
     with listening("apache_beam.runners.portability.local_job_service_main", "--port") as jobs:
-        portable = ["--runner=PortableRunner", f"--job_endpoint=127.0.0.1:{jobs}"]
-        if request.param == "LOOPBACK":
-            yield [*portable, "--environment_type=LOOPBACK"]
-            return
-        pool = "apache_beam.runners.worker.worker_pool_main"
-        with listening(pool, "--service_port") as workers:
-            yield [
-                *portable,
-                "--environment_type=EXTERNAL",
-                f"--environment_config=127.0.0.1:{workers}",
-            ]
+        yield [
+            "--runner=PortableRunner",
+            f"--job_endpoint=127.0.0.1:{jobs}",
+            "--environment_type=LOOPBACK",
+        ]
 
 
 def test_duplicates_are_equal_through_the_job_service(tmp_path, monkeypatch, options):
