@@ -63,7 +63,9 @@ if __name__ == "__main__":
         run("2", [MinhashDedupBuckets(signatures, buckets, config=config)], BANDS)
         run("3", [MinhashDedupCluster(buckets, found, config=config, save_cluster_id=True)])
         label = np.arange(pq.read_metadata(given.documents).num_rows)
-        members = np.fromfile(work / "found" / "000000.clusters", np.uint32).reshape(-1, 2)
+        file = work / "found" / "000000.clusters"  # none where nothing was found
+        members = np.fromfile(file, np.uint32) if file.is_file() else np.zeros(0, np.uint32)
+        members = members.reshape(-1, 2)
         _, first = np.unique(members[:, 1], return_index=True)
         label[members[:, 0]] = members[first, 0][members[:, 1]]
         np.save(given.out / "clusters.npy", label)
