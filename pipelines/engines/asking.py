@@ -1,12 +1,11 @@
 """What happens to each request on its way to a server: waiting, failing, going again, its answer.
 
 Many requests are under way at a time, each for the samples of one prompt. A request that fails is
-given back and tried again; after two failures of its own it is set aside with the reason. A server
-of our own that dies, or no longer answers anything, is started again first; what was under way
-when it died is tried again like anything else, and what was under way twice is tried once more on
-its own, so that nobody is blamed for a neighbour.
+given back and tried again; after two failures of its own it is set aside with the reason. What was
+under way when a server of our own died is tried again like anything else, and what was under way
+twice is tried once more on its own, so that nobody is blamed for a neighbour.
 
-How a request and a reply look is in `wire.py`.
+How a request and a reply look is in `wire.py`, how a server is watched in `supervisor.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,9 @@ from pipelines.engines import wire
 from pipelines.engines.base import Answer, Completion, Request, SetAside
 from pipelines.engines.handover import Give
 from pipelines.engines.options import AskOptions, Parameter
+from pipelines.engines.sampling import SamplingSettings
 from pipelines.engines.spending import Entry, Ledger
+from pipelines.engines.supervisor import Supervisor
 from pipelines.errors import PolicyUnavailableError
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 FAILURES = 2  # of its own, after which a request is set aside
 RETRIES = 6  # of a request that meets errors that are the server's
 REFUSALS = 8  # before any answer, after which it is the endpoint that is asked wrongly
-DEATHS = 5  # of a server without an answer in between, after which it is given up
 FIRST_DELAY, LAST_DELAY = 0.5, 60.0
 
 
@@ -64,6 +64,16 @@ class Endpoint:
     version: str = "unknown"  # as the last answer gave it
     context: int | None = None  # tokens of prompt and answer, where the server tells
 
+    def opened(self, prompt: str) -> str:
+        """The prompt as it is sent."""
+        opening = self.opening or ""
+        return prompt if prompt.startswith(opening) else opening + prompt
+
+    def limit(self, sampling: SamplingSettings) -> int:
+        """Most new tokens of an answer: a server refuses more than its context holds."""
+        most = sampling.max_tokens
+        return min(most, self.context - 1) if self.context else most
+
 
 class Asking:
     """One run through a list of jobs; lives in one event loop."""
@@ -79,19 +89,15 @@ class Asking:
     ):
         self.endpoint = endpoint
         self.options = options
-        self.server = server
+        self.ours = server is not None
+        self.supervisor = Supervisor(server, endpoint.url, options)
         self.ledger = ledger
         self.jobs = jobs
         self.give = give
         self.suspects: list[Job] = []
-        self.under_way = 0
-        self.company: dict[int, int] = {}  # most others under way when one failed, by generation
         self.answered = False
         self.refused = 0
-        self.deaths = 0
-        self.last_sign = time.monotonic()
         self.resume_at = 0.0
-        self.restarting = asyncio.Lock()
         self.settled = asyncio.Event()
 
     async def run(self) -> None:
@@ -101,15 +107,12 @@ class Asking:
             headers={"Authorization": f"Bearer {key}"} if key else None,
             timeout=httpx.Timeout(None, connect=10),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-            trust_env=self.server is None,
+            trust_env=not self.ours,
         ) as http:
-            if self.server:
-                await self._look(http)
             count = min(self.options.concurrency, len(self.jobs))
             await _all([self._work(http) for _ in range(count)])
             for job in self.suspects:  # alone, one after the other
-                self.deaths = 0
-                self.company.clear()
+                self.supervisor.one_at_a_time()
                 while (answers := await self._try(http, job)) is None:
                     pass
                 await self.give(answers)
@@ -125,35 +128,18 @@ class Asking:
             else:
                 self.jobs.append(job)
 
-    async def _look(self, http: httpx.AsyncClient) -> None:
-        """Ask a server of our own for its version and its context."""
-        try:
-            version = (await http.get(f"{self._base()}/version", timeout=30)).json()["version"]
-            models = (await http.get(f"{self._base()}/v1/models", timeout=30)).json()["data"]
-            self.endpoint.version = f"vllm {version}"
-            self.endpoint.context = int(models[0]["max_model_len"])
-        except (httpx.HTTPError, ValueError, KeyError, TypeError, IndexError) as error:
-            msg = f"{self._base()} does not say which vLLM it is ({type(error).__name__})"
-            raise PolicyUnavailableError(msg) from None
-
-    def _base(self) -> str:
-        return self.server.url if self.server else self.endpoint.url
-
     # --- one request -------------------------------------------------------------------------
 
     async def _try(self, http: httpx.AsyncClient, job: Job) -> list[Answer] | None:
         """Ask once: the answers, or why there are none for good; None gives the job back."""
         await self._go_ahead()
         entry = await self._enter(job)
-        generation = self.server.generation if self.server else 0
-        path = "chat/completions" if self.endpoint.chat else "completions"
-        url = f"{self._base()}/v1/{path}" if self.server else f"{self._base()}/{path}"
-        sent = time.monotonic()
+        generation = self.supervisor.generation
         try:
-            response = await self._send(http, url, job)
+            response = await self._send(http, job)
         except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout):
             self._settle(entry, None, None)
-            return await self._timed_out(job, generation, sent)
+            return await self._timed_out(job, generation)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             self._strike(entry)
             return await self._lost(job, generation, error)
@@ -171,40 +157,30 @@ class Asking:
             self._strike(entry)
         return await self._status(job, response, generation)
 
-    async def _send(self, http: httpx.AsyncClient, url: str, job: Job) -> httpx.Response:
-        self.under_way += 1
+    async def _send(self, http: httpx.AsyncClient, job: Job) -> httpx.Response:
+        path = "chat/completions" if self.endpoint.chat else "completions"
+        self.supervisor.sent()
         try:
             async with asyncio.timeout(self.options.request_timeout):
-                return await http.post(url, json=self._body(job))
+                return await http.post(f"{self.supervisor.url}/{path}", json=self._body(job))
         finally:
-            self.under_way -= 1
+            self.supervisor.over()
 
     def _body(self, job: Job) -> dict[str, Any]:
         first, count = job.requests[0], len(job.requests)
         takes = self.endpoint.takes
         said = wire.body(
             self.endpoint.model,
-            self._prompt(first),
+            self.endpoint.opened(first.prompt),
             first.sampling,
             chat=self.endpoint.chat,
             n=count,
             seed=wire.seeds(first.seed, count)[0] if "seed" in takes else None,
-            limit=self._limit(first),
+            limit=self.endpoint.limit(first.sampling),
             limit_name=self.endpoint.limit_name,
             top_k="top_k" in takes,
         )
         return said | self.endpoint.extra
-
-    def _prompt(self, request: Request) -> str:
-        opening = self.endpoint.opening
-        return request.prompt if not opening or request.prompt.startswith(opening) else (
-            opening + request.prompt
-        )  # fmt: skip
-
-    def _limit(self, request: Request) -> int:
-        """Most new tokens of an answer: a server refuses more than its context holds."""
-        most = request.sampling.max_tokens
-        return min(most, self.endpoint.context - 1) if self.endpoint.context else most
 
     async def _read(self, job: Job, response: httpx.Response, entry: Entry) -> list[Answer] | None:
         count = len(job.requests)
@@ -214,8 +190,9 @@ class Asking:
             self._settle(entry, None, None)
             return await self._failed(job, "bad_answer", self._said(error))
         self._settle(entry, reply.prompt_tokens, reply.answer_tokens)
-        self.answered, self.deaths, self.last_sign = True, 0, time.monotonic()
-        if self.server is None:
+        self.answered = True
+        self.supervisor.answered()
+        if not self.ours:
             self.endpoint.version = reply.version
         seeds: Sequence[int | None] = [None] * count
         if "seed" in self.endpoint.takes:
@@ -246,7 +223,7 @@ class Asking:
         """A reply that is no answer: fatal, this request's fault, or a matter of time."""
         status = response.status_code
         message, code = (self._said(part) for part in wire.fault(response.content))
-        where = f"{self._base()} answers {status}"
+        where = f"{self.supervisor.url} answers {status}"
         if status in (401, 403):
             how = "the key was not accepted" if self.endpoint.key else "it wants a key"
             msg = f"{where}: {how}; set the variable that api_key_env names in the pool file"
@@ -285,10 +262,10 @@ class Asking:
         """A rate limit, or an error on the server's side: later, for all if it says when."""
         if response.status_code != 429 and await self._died(job, generation):
             return self._after_death(job, said)
-        self._check_patience(said)
+        self.supervisor.check_patience(said)
         wait = wire.retry_after(response.headers)
         if wait is not None and wait > self.options.patience:
-            msg = f"{self._base()} asks to wait {wait:,.0f} s, longer than patience ({said})"
+            msg = f"{self.supervisor.url} asks to wait {wait:,.0f} s, longer than patience ({said})"
             raise PolicyUnavailableError(msg)
         if response.status_code == 429 or wait is not None:
             wait = _delay(job.waits) if wait is None else max(wait, _delay(0))
@@ -304,18 +281,18 @@ class Asking:
         said = self._said(error) or type(error).__name__
         if await self._died(job, generation):
             return self._after_death(job, said)
-        self._check_patience(said)
-        if self.server is None and isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        self.supervisor.check_patience(said)
+        if not self.ours and isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             await asyncio.sleep(_delay(job.waits))  # nobody there: patience alone decides
             job.waits += 1
             return None
         return await self._later(job, "connection_lost", said)
 
-    async def _timed_out(self, job: Job, generation: int, sent: float) -> list[Answer] | None:
+    async def _timed_out(self, job: Job, generation: int) -> list[Answer] | None:
         said = f"no answer in {self.options.request_timeout:g} s"
-        if await self._died(job, generation, sent):
+        if await self._died(job, generation, timed_out=True):
             return self._after_death(job, said)
-        self._check_patience(said)
+        self.supervisor.check_patience(said)
         return await self._failed(job, "timed_out", said)
 
     async def _later(self, job: Job, reason: str, said: str) -> list[Answer] | None:
@@ -333,58 +310,33 @@ class Asking:
         await asyncio.sleep(_delay(0))
         return None
 
-    async def _died(self, job: Job, generation: int, sent: float | None = None) -> bool:
-        """Whether the server died under this request, or hangs; it runs again then.
-
-        A server that gave no answer at all since the request was sent, for as long as one request
-        may take, hangs.
-        """
-        if self.server is None:
+    async def _died(self, job: Job, generation: int, *, timed_out: bool = False) -> bool:
+        """Whether the server died under the job, which is its own failure if it was alone."""
+        if not await self.supervisor.died(generation, timed_out=timed_out):
             return False
-        self.company[generation] = max(self.company.get(generation, 0), self.under_way)
-        async with self.restarting:
-            if self.server.generation == generation:
-                hangs = sent is not None and self.last_sign < sent
-                if not hangs and await asyncio.to_thread(self.server.healthy):
-                    return False
-                self.deaths += 1
-                if self.deaths > DEATHS:
-                    msg = (
-                        f"vLLM died or hung {DEATHS} times without an answer in between; see "
-                        f"{self.server.log} (a request_timeout that is too short looks like this)"
-                    )
-                    raise PolicyUnavailableError(msg)
-                await asyncio.to_thread(self.server.restart)
-                self.last_sign = time.monotonic()
-        if self.company[generation]:
-            job.shared += 1
-        else:
+        if self.supervisor.was_alone(generation):
             job.failures += 1
+        else:
+            job.shared += 1
         return True
 
     def _after_death(self, job: Job, said: str) -> list[Answer] | None:
         return _aside(job, "engine_died", said) if job.failures >= FAILURES else None
 
-    def _check_patience(self, said: str) -> None:
-        silent = time.monotonic() - self.last_sign
-        if silent > self.options.patience:
-            msg = f"{self._base()}: no answer for {silent:,.0f} s, the last word was: {said}"
-            raise PolicyUnavailableError(msg)
-
     # --- waiting and counting ----------------------------------------------------------------
 
     async def _go_ahead(self) -> None:
         """Wait out a restart and a pause that the endpoint asked for."""
-        async with self.restarting:
-            pass
+        await self.supervisor.ready()
         while (wait := self.resume_at - time.monotonic()) > 0:
             await asyncio.sleep(wait)
 
     async def _enter(self, job: Job) -> Entry:
         """Enter the request into the account; waits for others where a cap may be near."""
         first = job.requests[0]
-        most = self._limit(first) * len(job.requests)
-        while (entry := self.ledger.enter(self._prompt(first), most)) is None:
+        prompt = self.endpoint.opened(first.prompt)
+        most = self.endpoint.limit(first.sampling) * len(job.requests)
+        while (entry := self.ledger.enter(prompt, most)) is None:
             if not self.ledger.open:
                 raise self.ledger.cap_reached()
             self.settled.clear()

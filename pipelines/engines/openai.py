@@ -1,7 +1,7 @@
 """Answers from any server that speaks the OpenAI protocol: vLLM, SGLang, a vendor's endpoint.
 
-What happens to each request on its way is in `asking.py`, what is spent in `spending.py`, a server
-of our own in `vllm_server.py`.
+What happens to each request on its way is in `asking.py`, what is spent in `spending.py`, how a
+server is watched in `supervisor.py`, a server of our own in `vllm_server.py`.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class OpenAIEngine:
             return
         if self.server:
             self.server.start()
+            self.endpoint.version, self.endpoint.context = self.server.describe()
 
         def work(give: Give[Answer]) -> Coroutine[Any, Any, None]:
             return Asking(self.endpoint, self.options, self.server, self.ledger, jobs, give).run()

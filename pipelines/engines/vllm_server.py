@@ -156,6 +156,23 @@ class Server:
             return False
         return answer.status_code == 200
 
+    def describe(self) -> tuple[str, int]:
+        """Version, and the most tokens of prompt and answer together, as the server says.
+
+        Raises:
+            PolicyUnavailableError: it does not say.
+        """
+        import httpx
+
+        try:
+            with httpx.Client(base_url=self.url, timeout=30, trust_env=False) as http:
+                version = http.get("/version").json()["version"]
+                (model, *_) = http.get("/v1/models").json()["data"]
+                return f"vllm {version}", int(model["max_model_len"])
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            msg = f"{self.url} does not say which vLLM it is ({type(error).__name__})"
+            raise PolicyUnavailableError(msg) from None
+
     def _start(self) -> None:
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"

@@ -10,7 +10,7 @@ import traceback
 import pytest
 
 from pipelines import ids, rollouts, staged
-from pipelines.engines import asking, choose, wire
+from pipelines.engines import asking, choose, vllm_server, wire
 from pipelines.engines.asking import Endpoint
 from pipelines.engines.base import Completion, Request, SetAside
 from pipelines.engines.openai import OpenAIEngine
@@ -302,6 +302,7 @@ class FakeServer:
         pass
 
     stop = give_up
+    describe = vllm_server.Server.describe
 
 
 def served(fake, server, **options):
@@ -331,13 +332,16 @@ def test_who_kills_the_server_is_set_aside_and_no_neighbour(endpoint):
     assert fake.bodies[0]["max_tokens"] == 10
 
 
-def test_a_server_that_hangs_is_started_again(endpoint):
+@pytest.mark.parametrize("apart", [0.0, 0.05])
+def test_a_server_that_hangs_is_started_again(endpoint, apart):
     def answer(body, i):
+        time.sleep(apart * (i % 8))
         if i == 20:
             server.hung = True
+        hung = server.hung
         while server.hung and not fake.closing.is_set():
             time.sleep(0.01)
-        return good(body)
+        return None if hung else good(body)
 
     class Hanging(FakeServer):
         hung = False
@@ -348,7 +352,7 @@ def test_a_server_that_hangs_is_started_again(endpoint):
 
     fake = endpoint(answer)
     server = Hanging(fake)
-    answers = ask(served(fake, server, request_timeout=3), requests(*map(str, range(60))))
+    answers = ask(served(fake, server, request_timeout=2), requests(*map(str, range(60))))
     assert sum(isinstance(a, Completion) for a in answers) == 60
     assert server.generation == 2
     assert len(fake.bodies) <= 68
