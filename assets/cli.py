@@ -89,10 +89,12 @@ def up(
     command = [sys.executable, "-m", "dagster", "dev", "-m", "assets.definitions"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     console.print(f"Dagster UI: http://127.0.0.1:{port}  (home {workspace.home}; Ctrl-C stops it)")
-    # A session of its own, so that Ctrl-C reaches Dagster once: from here.
-    process = subprocess.Popen(command, cwd=PROJECT, env=environment, start_new_session=True)
+    # Before the start: in a shell's background job SIGINT is ignored, and Dagster, which stops its
+    # services by it, would inherit that.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: process.send_signal(signal.SIGINT))
+    # A session of its own, so that Ctrl-C reaches Dagster once: from here.
+    process = subprocess.Popen(command, cwd=PROJECT, env=environment, start_new_session=True)
     code = process.wait()
     raise typer.Exit(0 if code in (0, -signal.SIGINT, 130) else code)
 

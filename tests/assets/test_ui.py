@@ -80,7 +80,7 @@ def family(pid: int) -> set[int]:
 
 @contextmanager
 def up(home: Home, port: int) -> Iterator[subprocess.Popen[str]]:
-    """`polar up`; whatever happens, none of its processes outlives the test."""
+    """`polar up` as a shell's background job; none of its processes outlives the test."""
     process = subprocess.Popen(
         home.command("up", "--config", str(home.config), "--port", str(port)),
         cwd=ROOT,
@@ -89,6 +89,7 @@ def up(home: Home, port: int) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
     seen: set[int] = set()
     try:
