@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from assets.config import RunConfig
-from assets.storage import polar_home
+from assets.home import polar_home
 from assets.workspace import Workspace
 from pipelines.errors import ConfigError
 from pipelines.plan import PlanSettings, plan_corpus
