@@ -105,15 +105,6 @@ class PoolPolicy(Settings):
         """Where local weights lie."""
         return home / "policies" / self.weights
 
-    def render(self, prompt: str) -> str:
-        """The model's input for a prompt; braces elsewhere in template or prompt stay as they are.
-
-        >>> PoolPolicy(name="p", kind="chat", weights="p", template="Q: {prompt} A:").render("2+2?")
-        'Q: 2+2? A:'
-        """
-        before, after = self.template.split(SLOT)
-        return before + prompt + after
-
 
 class Pool(Settings):
     """A pool file: a source name, its policies, and the training recipes of embedded ones.
@@ -190,6 +181,16 @@ class Pool(Settings):
             if member.group == policy.group and member.split:
                 return member.split
         return prompts.side("policy", policy.group, settings)
+
+
+def render(template: str, prompt: str) -> str:
+    """The model's input for a prompt; braces elsewhere in template or prompt stay as they are.
+
+    >>> render("Q: {prompt} A:", "2+2?")
+    'Q: 2+2? A:'
+    """
+    before, after = template.split(SLOT)
+    return before + prompt + after
 
 
 def load_pool(path: Path) -> Pool:
