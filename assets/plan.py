@@ -94,7 +94,7 @@ def _given(assume: list[str]) -> dict[str, str]:
 
 
 def _local_sizes(workspace: Workspace) -> dict[str, float]:
-    from pipelines.watch import parameters_of
+    from pipelines.weights import parameters_of
 
     found = {
         policy.name: parameters_of(policy.folder(workspace.home))

@@ -14,8 +14,9 @@ from pipelines.engines.base import Request
 from pipelines.engines.sampling import SamplingSettings
 from pipelines.errors import PolicyUnavailableError, QueryError
 from pipelines.ids import from_text
-from pipelines.policies import fingerprint, render
+from pipelines.policies import render
 from pipelines.quality import finish
+from pipelines.weights import fingerprint
 
 
 def remake(facts: Mapping[str, Any], policies: Path, threads: int = 1) -> str:

@@ -9,7 +9,6 @@ from pipelines.errors import ConfigError, PolicyUnavailableError
 from pipelines.policies import (
     Pool,
     PoolPolicy,
-    fingerprint,
     load_pool,
     policies_table,
     policy_id,
@@ -17,6 +16,7 @@ from pipelines.policies import (
     render,
 )
 from pipelines.prompts import SplitSettings
+from pipelines.weights import fingerprint
 
 SPLIT = SplitSettings()
 
