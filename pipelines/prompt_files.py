@@ -89,8 +89,11 @@ def count_rows(file: Path) -> int:
     if file.suffix == ".parquet":
         return _open(file).metadata.num_rows
     if file.suffix == ".jsonl":
+        rows, block = 0, b"\n"
         with file.open("rb") as lines:
-            return sum(block.count(b"\n") for block in iter(lambda: lines.read(1 << 20), b""))
+            while more := lines.read(1 << 20):
+                rows, block = rows + more.count(b"\n"), more
+        return rows + (not block.endswith(b"\n"))
     return sum(1 for _ in read_rows(file, 1 << 30)) if file.suffix == ".json" else 1
 
 
@@ -98,8 +101,8 @@ def asked(row: Mapping[str, Any], column: str | None = None) -> Asked:
     """What a row of a usual instruction format asks.
 
     Known are alpaca (instruction, input, output), sharegpt (conversations of from and value),
-    messages (role and content) and a plain column: `column`, or prompt, question, query, text. Of
-    a conversation the first user turn is asked, with the system turn before it.
+    messages (role and content) and a plain column: `column`, or prompt, question, query, input,
+    text. Of a conversation the first user turn is asked, with the system turn before it.
 
     Raises:
         BadRow: none of these, or nothing in it.
