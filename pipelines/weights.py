@@ -110,7 +110,7 @@ def tensors(path: Path) -> dict[str, Any]:
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length)) if 0 < length < SAFETENSORS_HEADER else None
+        header: Any = json.loads(file.read(length)) if 0 < length < SAFETENSORS_HEADER else None
     try:
         found = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
         end = max((tensor["data_offsets"][1] for tensor in found.values()), default=0)
