@@ -22,6 +22,11 @@ MINIMUM = 8
 ROWS = 50_000
 
 
+def base_texts(data: Path | None, documents: int) -> list[str]:
+    """What documents are made of: the answers of a folder, or without one made-up texts."""
+    return real_texts(data) if data else made_up_texts(max(documents // 8, 100))
+
+
 def real_texts(folder: Path) -> list[str]:
     """The distinct answers of a trajectories file, as words."""
     table = pq.read_table(folder / "trajectories.parquet", columns=["response"])
