@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.engines.recorded.jsonl import BadLine, encodable, parse_line
 from pipelines.errors import BadInputError
 
 TABLES = (".parquet", ".jsonl", ".json")
@@ -202,13 +203,9 @@ def _jsonl(file: Path, longest: int) -> Iterator[tuple[int, dict[str, Any] | Bad
 def _parsed(line: bytes, longest: int) -> dict[str, Any] | BadRow:
     raw = line[:1000].decode(errors="replace").strip()
     try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        msg = f"not valid UTF-8 at byte {error.start + 1} of the line; write it again in UTF-8"
-        return BadRow(msg, "not_utf8", raw=raw)
-    except (ValueError, RecursionError) as error:
-        msg = f"not valid JSON: {error}; one object a line is expected"
-        return BadRow(msg, "not_json", raw=raw)
+        row = parse_line(line)
+    except BadLine as bad:
+        return BadRow(str(bad), bad.reason, raw=raw)
     return _row(row, longest, raw)
 
 
@@ -220,7 +217,7 @@ def _row(row: Any, longest: int, raw: str) -> dict[str, Any] | BadRow:
         if isinstance(value, str):
             if len(value) > longest:
                 return _too_long(f"{name} of {len(value):,} characters", longest, raw.encode())
-            if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            if not encodable(value):
                 msg = f"{name} holds half a surrogate pair, which is no character"
                 return BadRow(msg, "not_utf8", name, raw)
     return row
