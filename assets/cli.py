@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from assets.storage import PROJECT, polar_home
+from assets.home import PROJECT, polar_home
 from pipelines.errors import PolarError
 
 app = typer.Typer(

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from assets.storage import PROJECT
+from assets.home import PROJECT
 
 _FLOORS = ("pipelines", "trainer")
 _SHARED = ("pipelines.schemas", "pipelines.settings", "pipelines.errors", "trainer.errors")

@@ -5,12 +5,13 @@ from datetime import timedelta
 import dagster as dg
 
 from assets.workspace import Workspace
+from pipelines.maintenance import maintain as maintain_lake
 
 
 def maintain(workspace: Workspace) -> dict[str, int]:
     """Merge small files and let old snapshots go that nothing names; the account of it."""
     with workspace.lake() as lake:
-        return lake.maintain(keep=timedelta(days=workspace.config.lake.keep_days))
+        return maintain_lake(lake, keep=timedelta(days=workspace.config.lake.keep_days))
 
 
 @dg.asset(

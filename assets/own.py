@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from assets.home import polar_home
 from assets.progress import shown
-from assets.storage import polar_home
 from trainer.errors import BadGroupsError
 from trainer.own import Change, finetune_own
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from assets.config import RunConfig
-from assets.storage import polar_home
+from assets.home import polar_home
 from assets.workspace import Workspace
 from pipelines.errors import ConfigError
 from pipelines.plan import PlanSettings, plan_corpus
@@ -94,7 +94,7 @@ def _given(assume: list[str]) -> dict[str, str]:
 
 
 def _local_sizes(workspace: Workspace) -> dict[str, float]:
-    from pipelines.watch import parameters_of
+    from pipelines.weights import parameters_of
 
     found = {
         policy.name: parameters_of(policy.folder(workspace.home))

@@ -7,7 +7,6 @@ belongs here.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
@@ -15,16 +14,11 @@ from dagster._core.storage.root import LocalArtifactStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 
-PROJECT = Path(__file__).resolve().parents[1]
+from assets.home import polar_home
+
 # With telemetry off the web server still makes empty folders for it where dagster.yaml lies, unless
 # this says no: it opens the storage before it makes them.
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
-
-
-def polar_home() -> Path:
-    """POLAR_HOME as an absolute path; `var` in the project's folder when it is not set."""
-    given = os.environ.get("POLAR_HOME")
-    return Path(given).expanduser().resolve() if given else PROJECT / "var"
 
 
 POOL_LIMITS = {"gpu": 1}  # places of a Dagster pool; other pools have dagster.yaml's default

@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from assets import plots
 from assets.digests import digest
+from assets.home import PROJECT
 from assets.results import made, progress_of, table_link
 from assets.stages import asset_kwargs, provenance, stage_making
-from assets.storage import PROJECT
 from assets.workspace import Workspace
 from pipelines import ids, schemas
 from pipelines.lake import Upsert

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from assets.config import RunConfig, load_config
+from assets.home import PROJECT, polar_home
 from assets.progress import Progress
-from assets.storage import PROJECT, polar_home
 from pipelines.attach import CATALOG
 from pipelines.embedded import EmbeddedPool
 from pipelines.errors import ConfigError

@@ -50,11 +50,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     documents = work / "documents.parquet"
     if not documents.is_file() or pq.read_metadata(documents).num_rows != options.documents:
-        base = (
-            corpus.real_texts(options.data)
-            if options.data
-            else corpus.made_up_texts(max(options.documents // 8, 100))
-        )
+        base = corpus.base_texts(options.data, options.documents)
         corpus.write_families(documents, base, options.documents)
     seconds: dict[int, list[float]] = {1: [], options.workers: []}
     used: dict[int, list[float]] = {1: [], options.workers: []}

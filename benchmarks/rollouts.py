@@ -38,34 +38,25 @@ WORDS = "the river carries seven red boats past an old mill while birds answer f
 def random_model(folder: Path) -> Path:
     """A Llama of 25 million random parameters with a byte-level tokenizer."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet
-    )
-    tokenizer.train_from_iterator([WORDS], trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    )
+    from trainer.language_model import train_tokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(train_tokenizer([WORDS], 320, folder, special=()))
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(fast),
+        vocab_size=len(tokenizer),
         hidden_size=512,
         intermediate_size=1376,
         num_hidden_layers=8,
         num_attention_heads=8,
         num_key_value_heads=8,
         max_position_embeddings=1024,
-        bos_token_id=0,
-        eos_token_id=1,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
     return folder
 
 

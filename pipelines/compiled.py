@@ -202,24 +202,33 @@ def _slot(value, mask):
     return (uint64(value) * uint64(0x9E3779B97F4A7C15) >> uint64(32)) & mask
 
 
-@njit(cache=True)
-def distinct_pass(hashes, offsets, kept, ends):
-    """Each hash of a text once, in order of appearance; returns how many were kept."""
+@njit(inline="always")
+def _size(hashes):
+    """Slots of a hash table that is at most half full; as few as that allows: they stay near."""
+    size = 4
+    while size < 2 * hashes:
+        size *= 2
+    return size
+
+
+@njit(inline="always")
+def _tables(offsets):
+    """Slots that are enough for any text: their hashes, and whose they are (at first nobody's)."""
     longest = 1
     for text in range(len(offsets) - 1):
         longest = max(longest, offsets[text + 1] - offsets[text])
-    room = 4
-    while room < 2 * longest:
-        room *= 2
-    values = np.empty(room, np.uint32)
-    owners = np.full(room, -1, np.int64)
+    size = _size(longest)
+    return np.empty(size, np.uint32), np.full(size, -1, np.int64)
+
+
+@njit(cache=True)
+def distinct_pass(hashes, offsets, kept, ends):
+    """Each hash of a text once, in order of appearance; returns how many were kept."""
+    values, owners = _tables(offsets)
     made = 0
     ends[0] = 0
     for text in range(len(offsets) - 1):
-        size = 4  # as small as the text allows: it stays in the nearest cache
-        while size < 2 * (offsets[text + 1] - offsets[text]):
-            size *= 2
-        mask = uint64(size - 1)
+        mask = uint64(_size(offsets[text + 1] - offsets[text]) - 1)
         for at in range(offsets[text], offsets[text + 1]):
             value = hashes[at]
             slot = _slot(value, mask)
@@ -240,22 +249,12 @@ def common_pass(hashes, offsets, left, right, common):
 
     Pairs in order of `left` are fastest: its table is made once for all that follow each other.
     """
-    longest = 1
-    for text in range(len(offsets) - 1):
-        longest = max(longest, offsets[text + 1] - offsets[text])
-    room = 4
-    while room < 2 * longest:
-        room *= 2
-    values = np.empty(room, np.uint32)
-    owners = np.full(room, -1, np.int64)
+    values, owners = _tables(offsets)
     mask = uint64(0)
     for pair in range(len(left)):
         text = left[pair]
         if pair == 0 or text != left[pair - 1]:
-            size = 4
-            while size < 2 * (offsets[text + 1] - offsets[text]):
-                size *= 2
-            mask = uint64(size - 1)
+            mask = uint64(_size(offsets[text + 1] - offsets[text]) - 1)
             for at in range(offsets[text], offsets[text + 1]):
                 slot = _slot(hashes[at], mask)
                 while owners[slot] == pair:

@@ -76,7 +76,7 @@ def near_groups(texts: Sequence[str], threshold: float) -> np.ndarray:
     beside their answers, and starting Beam would cost more than the work.
     """
     settings = DedupSettings(threshold=threshold)
-    sets = minhash.shingles(pa.array(texts, pa.string()), settings.words)
+    sets = minhash.distinct(minhash.shingles(pa.array(texts, pa.string()), settings.words))
     keys = near.band_keys(minhash.signatures(sets, settings), *settings.bands())
     found = [np.empty((2, 0), np.int64)]
     shown = np.flatnonzero(np.diff(sets.offsets))  # texts without words are like no other
@@ -86,7 +86,7 @@ def near_groups(texts: Sequence[str], threshold: float) -> np.ndarray:
     close = np.concatenate(
         [np.empty(0, np.bool_)]
         + [
-            minhash.jaccard(sets, left[at : at + VERIFIED], right[at : at + VERIFIED]) >= threshold
+            minhash.overlap(sets, left[at : at + VERIFIED], right[at : at + VERIFIED]) >= threshold
             for at in range(0, len(left), VERIFIED)
         ]
     )

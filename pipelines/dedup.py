@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from pipelines import ids, schemas
 from pipelines.dedup_index import Index, find_more, match_texts
 from pipelines.errors import BadInputError
-from pipelines.near import DedupSettings, Entries, mix, near_pairs
+from pipelines.near import DedupSettings, Entries, near_pairs
 from pipelines.sketches import Piece, join_signatures, pieces, read_rows, sketch
 
 if TYPE_CHECKING:
@@ -269,11 +269,11 @@ def _entries(rows: pa.Table, texts: np.ndarray, new: np.ndarray) -> Entries:
     the first row where it does.
     """
     words = ids.words(rows["prompt_id"])
-    realm = words[:, 0] ^ mix(words[:, 1])
+    realm = words[:, 0] ^ ids.mix(words[:, 1])
     shown = np.flatnonzero(texts >= 0)
     first = np.zeros(texts.max(initial=-1) + 1, np.int64)
     first[texts[shown[::-1]]] = shown[::-1]
-    own = first[new[first]] if len(first) else first
+    own = first[new[first]]
     touched = np.zeros(len(first), np.bool_)
     touched[texts[shown[new[shown]]]] = True
     some = shown[touched[texts[shown]]]  # rows whose text stands in a new one

@@ -8,14 +8,10 @@ left is told for policies, prompts and trajectories.
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from pipelines.errors import LakeError
+from pipelines.facts import Facts, publish_of
 from pipelines.lake import Lake
 from pipelines.schemas import TABLES
-
-Facts = dict[str, Any]
 
 KEYED = ("policies", "prompts", "trajectories")  # whose keys are compared one by one
 _BALANCE = (
@@ -73,16 +69,12 @@ def difference(lake: Lake, before: int, after: int) -> Facts:
 
 
 def _head(lake: Lake, snapshot: int) -> Facts:
-    rows = lake.query(
-        "select snapshot_id as snapshot, snapshot_time as time, author, commit_message as message "
-        "from lake.snapshots() where snapshot_id = ?",
-        [snapshot],
-    ).to_pylist()
-    if not rows:
+    found = publish_of(lake, snapshot)
+    if found is None:
         msg = f"there is no snapshot {snapshot}: it was never made, or expired; "
         msg += '`polar sql "from lake.snapshots()"` lists all'
         raise LakeError(msg)
-    return json.loads(json.dumps(rows[0], default=str))
+    return found
 
 
 def _tables(lake: Lake, before: int, after: int) -> list[Facts]:

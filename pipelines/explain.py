@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 import numpy as np
 
 from pipelines.errors import QueryError
+from pipelines.facts import Facts, facts_of, plain, publish_of
 from pipelines.ids import content_id
 from pipelines.lake import Lake
-
-Facts = dict[str, Any]
 
 _HEX = re.compile(r"[0-9a-f]{3,32}")
 _FINDABLE = {"trajectories": "trajectory_id", "checkpoints": "checkpoint_id"}
@@ -87,37 +85,11 @@ def _dashed(digits: str) -> str:
 
 
 def _trajectory(lake: Lake, key: str) -> Facts:
-    (row,) = lake.query(
-        "select *, snapshot_id from trajectories where trajectory_id = ?", [key]
-    ).to_pylist()
-    prompts = lake.query(
-        "select * from prompts where prompt_id = ?", [str(row["prompt_id"])]
-    ).to_pylist()
-    prompt = _plain(prompts[0]) if prompts else {}
-    policies = lake.query(
-        "select y.*, p.name as parent_name from policies y left join policies p "
-        "on p.policy_id = y.parent where y.policy_id = ?",
-        [str(row["policy_id"])],
-    ).to_pylist()
-    policy = _plain(policies[0]) if policies else {}
-    published = row.pop("snapshot_id")
-    sampling = {
-        name: _exact(row.pop(name)) for name in ("temperature", "top_p", "top_k", "max_tokens")
-    }
-    drawn = content_id("sampling", *sampling.values()) == row["sampling_id"].bytes
+    facts, published = _origin(lake, key)
     return {
         "kind": "trajectory",
-        "trajectory": _plain(row),
-        "sampling": {**sampling, "exact": drawn if row["seed"] is not None else None},
-        "policy": policy,
-        "prompt": prompt,
-        "duplicates": _rows(
-            lake,
-            "select scope, kind, size, representative, cluster_id from duplicates "
-            "where trajectory_id = ? order by scope",
-            key,
-        ),
-        "pairs": _rows(
+        **facts,
+        "pairs": facts_of(
             lake,
             "select label, reason, split, count(*) as pairs from pairs "
             "where trajectory_a = $1 or trajectory_b = $1 group by all order by all",
@@ -126,6 +98,38 @@ def _trajectory(lake: Lake, key: str) -> Facts:
         "published": _snapshot(lake, published),
         "checkpoints": _trained(lake, [key]),
     }
+
+
+def _origin(lake: Lake, key: str) -> tuple[Facts, int]:
+    """How a trajectory came to be and what repeats it, and the snapshot that published it."""
+    (row,) = lake.query(
+        "select *, snapshot_id from trajectories where trajectory_id = ?", [key]
+    ).to_pylist()
+    prompts = facts_of(lake, "select * from prompts where prompt_id = ?", str(row["prompt_id"]))
+    policies = facts_of(
+        lake,
+        "select y.*, p.name as parent_name from policies y left join policies p "
+        "on p.policy_id = y.parent where y.policy_id = ?",
+        str(row["policy_id"]),
+    )
+    published = row.pop("snapshot_id")
+    sampling = {
+        name: _exact(row.pop(name)) for name in ("temperature", "top_p", "top_k", "max_tokens")
+    }
+    drawn = content_id("sampling", *sampling.values()) == row["sampling_id"].bytes
+    facts = {
+        "trajectory": plain(row),
+        "sampling": {**sampling, "exact": drawn if row["seed"] is not None else None},
+        "policy": policies[0] if policies else {},
+        "prompt": prompts[0] if prompts else {},
+        "duplicates": facts_of(
+            lake,
+            "select scope, kind, size, representative, cluster_id from duplicates "
+            "where trajectory_id = ? order by scope",
+            key,
+        ),
+    }
+    return facts, published
 
 
 def _pair(lake: Lake, one: str, two: str) -> Facts:
@@ -138,15 +142,14 @@ def _pair(lake: Lake, one: str, two: str) -> Facts:
         raise QueryError(msg)
     row = rows[0]
     published = row.pop("snapshot_id")
+    sides = [_origin(lake, key)[0] for key in (low, high)]
+    prompts = [side.pop("prompt") for side in sides]
     return {
         "kind": "pair",
-        "pair": _plain(row),
+        "pair": plain(row),
         "label rule": _RULES[row["reason"] or row["label"]],
-        "trajectories": [
-            {name: facts[name] for name in ("trajectory", "sampling", "policy", "duplicates")}
-            for facts in (_trajectory(lake, low), _trajectory(lake, high))
-        ],
-        "prompt": _trajectory(lake, low)["prompt"],
+        "trajectories": sides,
+        "prompt": prompts[0],
         "published": _snapshot(lake, published),
         "checkpoints": _trained(lake, [low, high]),
     }
@@ -164,13 +167,12 @@ def _why_no_pair(lake: Lake, one: str, two: str) -> str:
 
 
 def _checkpoint(lake: Lake, key: str) -> Facts:
-    lineage = [_plain(_checkpoint_row(lake, key))]
-    while lineage[-1]["parent"]:
-        parent = lineage[-1]["parent"]
-        row = _checkpoint_row(lake, parent)
-        if row is None or parent in (known["checkpoint_id"] for known in lineage):
+    lineage = _checkpoint_rows(lake, key)
+    while parent := lineage[-1]["parent"]:
+        rows = _checkpoint_rows(lake, parent)
+        if not rows or parent in (known["checkpoint_id"] for known in lineage):
             break
-        lineage.append(_plain(row))
+        lineage += rows
     checkpoint = lineage[0]
     for name in ("configuration", "metrics"):
         checkpoint[name] = json.loads(checkpoint[name])
@@ -186,7 +188,7 @@ def _checkpoint(lake: Lake, key: str) -> Facts:
         "read": _snapshot(lake, snapshot) if snapshot is not None else None,
         "groups": _groups(lake, snapshot) if there else [],
         "policies": _pool(lake, snapshot) if there else [],
-        "evaluations": _rows(
+        "evaluations": facts_of(
             lake,
             "select suite, cell, category, scorer, value, low, high, n, snapshot from evaluations "
             "where checkpoint_id = ? and metric = 'accuracy' and category = 'all' order by all",
@@ -195,14 +197,13 @@ def _checkpoint(lake: Lake, key: str) -> Facts:
     }
 
 
-def _checkpoint_row(lake: Lake, key: str) -> Facts | None:
-    rows = lake.query("select * from checkpoints where checkpoint_id = ?", [key]).to_pylist()
-    return rows[0] if rows else None
+def _checkpoint_rows(lake: Lake, key: str) -> list[Facts]:
+    return facts_of(lake, "select * from checkpoints where checkpoint_id = ?", key)
 
 
 def _groups(lake: Lake, snapshot: int) -> list[Facts]:
     """Groups that the publish of this snapshot brought: of one configuration, and all of it."""
-    return _rows(
+    return facts_of(
         lake,
         "select wrapper, split, cell, count(*) as groups from groups where snapshot_id = $1 "
         "group by all order by all",
@@ -213,7 +214,7 @@ def _groups(lake: Lake, snapshot: int) -> list[Facts]:
 
 def _pool(lake: Lake, snapshot: int) -> list[Facts]:
     """Policies whose answers stand in the training groups of a snapshot."""
-    return _rows(
+    return facts_of(
         lake,
         "select y.name, y.revision, y.engine, count(distinct m.id) as trajectories "
         "from (select reference as id from groups where snapshot_id = $1 and split = 'train' "
@@ -277,27 +278,12 @@ def _roles(lake: Lake, snapshot: int, keys: list[str]) -> dict[str, list[Facts]]
 
 def _there(lake: Lake, snapshot: int | None) -> bool:
     """Whether a snapshot can still be read."""
-    rows = lake.query("select 1 from lake.snapshots() where snapshot_id = ?", [snapshot])
-    return bool(rows.num_rows)
+    return snapshot is not None and publish_of(lake, snapshot) is not None
 
 
 def _snapshot(lake: Lake, snapshot: int) -> Facts:
-    rows = _rows(
-        lake,
-        "select snapshot_id as snapshot, snapshot_time as time, author, commit_message as message "
-        "from lake.snapshots() where snapshot_id = ?",
-        snapshot,
-    )
-    return rows[0] if rows else {"snapshot": snapshot, "message": "expired: nothing named it"}
-
-
-def _rows(lake: Lake, sql: str, key: Any, *, snapshot: int | None = None) -> list[Facts]:
-    return [_plain(row) for row in lake.query(sql, [key], snapshot=snapshot).to_pylist()]
-
-
-def _plain(row: Facts | None) -> Facts:
-    """A row as JSON can say it."""
-    return json.loads(json.dumps(row or {}, default=str))
+    expired = {"snapshot": snapshot, "message": "expired: nothing named it"}
+    return publish_of(lake, snapshot) or expired
 
 
 def _exact(value: float | None) -> float | None:

@@ -56,6 +56,11 @@ def text(value: bytes | UUID) -> str:
     return str(value if isinstance(value, UUID) else UUID(bytes=value))
 
 
+def raw(value: bytes | UUID) -> bytes:
+    """The 16 bytes of an id, whether Arrow gave it as UUID or it is raw already."""
+    return value.bytes if isinstance(value, UUID) else value
+
+
 def from_text(written: str) -> bytes:
     """The raw id behind its written form."""
     return UUID(written).bytes
@@ -105,3 +110,13 @@ def order(words: np.ndarray) -> np.ndarray:
     some = rows[tied]
     rows[tied] = some[np.lexsort((some, low[some], high[some]))]
     return rows
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014), on uint64.
+
+    A bijection in which every bit depends on every other.
+    """
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -241,13 +241,5 @@ def uniform(words: np.ndarray, seed: int) -> np.ndarray:
     """A number in [0, 1) per row of hashed words (n, k) uint64; the same for ever for one seed."""
     state = np.full(len(words), seed, np.uint64)
     for column in words.T:
-        state = _mix(state ^ column)
+        state = ids.mix((state ^ column) + np.uint64(0x9E3779B97F4A7C15))
     return (state >> np.uint64(11)) * 2.0**-53
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014): a bijection of uint64."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -1,7 +1,8 @@
-"""The lake: DuckLake over Parquet. Publish in one transaction, read any snapshot, tidy up.
+"""The lake: DuckLake over Parquet. Publish in one transaction, read any snapshot.
 
 Tables are in `schemas.py`, views in `views.py`, their DDL in `ddl.py`, connections in `attach.py`,
-waiting for other processes in `locks.py`. Nothing else writes to the lake.
+waiting for other processes in `locks.py`; `maintenance.py` keeps the lake small. Nothing else
+writes to it.
 
     with Lake.open(Path("var")) as lake:
         lake.publish("pairs", "new prompts", [Replace("pairs", [Path("pairs.parquet")], "true")])
@@ -12,12 +13,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,7 +28,6 @@ from pipelines import ddl, locks
 from pipelines.attach import (
     CATALOG,
     DATA,
-    SPILL,
     connect,
     contended,
     fault,
@@ -71,18 +69,6 @@ class Upsert:
 
 
 Change = Append | Replace | Upsert
-
-_EXPENDABLE = """
-select snapshot_id from lake.snapshots()
-where snapshot_time < ? and snapshot_id < (select max(snapshot_id) from lake.snapshots())
-    and snapshot_id not in (
-        select snapshot from checkpoints where snapshot is not null
-        union all select snapshot from evaluations where snapshot is not null
-        union all select snapshot from groups
-        union all select snapshot_id from groups -- the publish that shows them
-    )
-order by snapshot_id
-"""
 
 
 class Lake:
@@ -131,7 +117,7 @@ class Lake:
             )
             try:
                 if not read_only and (statements := ddl.missing(lake._con)):
-                    lake._commit("lake", "create tables and views", statements)
+                    lake.commit("lake", "create tables and views", statements)
             except BaseException:
                 lake.close()
                 raise
@@ -174,8 +160,8 @@ class Lake:
                 source = _files(change.data)
             statements += _statements(change, source)
         try:
-            with _turn(self.home, self._patience), _named(self._con, rows):
-                self._commit(author, message, statements)
+            with self.turn(), _named(self._con, rows):
+                self.commit(author, message, statements)
                 return self.snapshot()
         except duckdb.Error as error:  # naming the rows asks the catalogue, too
             raise fault(error, self.home, f"publish {message!r}") from error
@@ -235,75 +221,24 @@ class Lake:
             f"order by rows desc, {key} limit {limit}"
         )
 
-    def maintain(
-        self, grace: timedelta = timedelta(hours=1), keep: timedelta | None = None
-    ) -> dict[str, int]:
-        """Merge small files, rewrite those mostly deleted, remove files that no snapshot needs.
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Our turn to write: others of our processes wait meanwhile, and we for them.
 
-        Without `keep` every snapshot stays readable. With it, those older than that are let go,
-        but for the newest and all that a checkpoint, an evaluation or a group names. A file is
-        removed `grace` (and up to a day) after it fell out of use, so that queries which still read
-        it can end; without grace at once, for where nobody else has the lake open.
-
-        Returns:
-            Data files of the newest snapshot `before` and `after`, files `removed`, snapshots
-            `expired`, and bytes of the data folder, `bytes_before` and `bytes_after`.
+        Raises:
+            LakeError: others wrote for longer than the lake's patience.
         """
-        before, size = self._data_files(), self._bytes()
-        # DuckLake compares these times as text in SQLite, where "... 23:59" comes before "...T00".
-        age = f"older_than => now() - interval {int(grace.total_seconds())} second - interval 1 day"
-        which = age if grace else "cleanup_all => true"
         with _turn(self.home, self._patience):
-            expired = self._expendable(keep) if keep is not None else []
-            for message, call in (
-                (
-                    "expire snapshots",
-                    f"expire_snapshots('lake', versions => {expired})" if expired else "",
-                ),
-                ("rewrite files", "rewrite_data_files('lake', delete_threshold => 0.5)"),
-                ("merge small files", "merge_adjacent_files('lake')"),
-            ):
-                if call:
-                    self._commit("lake", message, [f"call ducklake_{call}"])
-            with self._reading() as con:
-                removed = [
-                    con.execute(f"call ducklake_{name}('lake', {which})").fetchall()
-                    for name in ("cleanup_old_files", "delete_orphaned_files")
-                ]
-        for spilled in (self.home / SPILL).glob("duckdb-*"):  # by a process that was killed
-            if time.time() - spilled.stat().st_mtime > timedelta(days=2).total_seconds():
-                shutil.rmtree(spilled, ignore_errors=True)
-        return {
-            "before": before,
-            "after": self._data_files(),
-            "removed": sum(map(len, removed)),
-            "expired": len(expired),
-            "bytes_before": size,
-            "bytes_after": self._bytes(),
-        }
+            yield
 
-    def _expendable(self, keep: timedelta) -> list[int]:
-        """Snapshots older than `keep` that are not the newest and that nothing names.
+    def commit(self, author: str, message: str, statements: Sequence[str]) -> None:
+        """Run `statements` in one transaction; again, with back-off, while others lock the lake.
 
-        Groups count as well: a training run may be reading theirs and has no checkpoint yet.
+        For rows there is `publish`; this is for what else changes the lake, in a `turn`.
+
+        Raises:
+            LakeError: a statement fails, or others lock the lake for too long.
         """
-        found = self.query(_EXPENDABLE, [datetime.now(UTC) - keep])
-        return found["snapshot_id"].to_pylist()
-
-    def _bytes(self) -> int:
-        """Bytes of all files in the data folder, those waiting for removal included."""
-        total = 0
-        for path in (self.home / DATA).rglob("*"):
-            with suppress(OSError):  # another process removes it just now
-                total += path.stat().st_size if path.is_file() else 0
-        return total
-
-    def _data_files(self) -> int:
-        files = self.query("select sum(file_count)::bigint from ducklake_table_info('lake')")
-        return files[0][0].as_py()
-
-    def _commit(self, author: str, message: str, statements: Sequence[str]) -> None:
-        """Run `statements` in one transaction; again, with back-off, while others lock the lake."""
         deadline = time.monotonic() + self._patience
         for delay in locks.delays():
             try:

@@ -88,9 +88,10 @@ with Lake.open(Path("var"), read_only=True) as lake:
 `from lake.snapshots()` lists them. `polar sql --snapshot 7 "from pair_balance"` shows everything,
 views included, as it was after publish 7; `select count(*) from pairs at (version => 7)` does so
 for one table of a query. A training run and an evaluation record the snapshot that they read.
-`Lake.maintain()` merges small files and removes those that no snapshot needs. The weekly refresh
-and the asset `maintenance` also let snapshots go that are older than `lake.keep_days`, but none
-that a checkpoint, an evaluation or a group names. `polar diff 12 34` compares two.
+`pipelines.maintenance.maintain` merges small files and removes those that no snapshot needs. The
+weekly refresh and the asset `maintenance` also let snapshots go that are older than
+`lake.keep_days`, but none that a checkpoint, an evaluation or a group names. `polar diff 12 34`
+compares two.
 
 ## Ids
 

@@ -34,17 +34,13 @@ import pyarrow.compute as pc
 import xxhash
 from pydantic import Field
 
+from pipelines.quality import INVISIBLE
 from pipelines.settings import Settings
 
 SCHEME = "affine32"
 METADATA = b"polar.minhash"
 CHUNK = 65_536  # shingles permuted at a time: 256 kB stay in a core's cache
-
-# Characters that show nothing: what `quality.py` calls empty consists of these alone.
-_INVISIBLE = (
-    r"[\s\p{Z}\p{Cc}\p{Cf}"
-    r"\x{034F}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{2800}\x{3164}\x{FE00}-\x{FE0F}\x{FFA0}]+"
-)
+_INVISIBLE = f"{INVISIBLE}+"
 
 
 class MinHashSettings(Settings):

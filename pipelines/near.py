@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from pipelines import minhash
+from pipelines import ids, minhash
 from pipelines.minhash import MinHashSettings
 from pipelines.sketches import read_shingles, read_signatures
 
@@ -229,7 +229,7 @@ def entry_keys(
 ) -> np.ndarray:
     """Buckets of entries in one band, uint64 (n,): hashes of the band's minima and the realm."""
     hashed = band_keys(signatures[:, band * rows : (band + 1) * rows], 1, rows)[0]
-    return mix(hashed[row] ^ mix(realm.astype(np.uint64)))
+    return ids.mix(hashed[row] ^ ids.mix(realm.astype(np.uint64)))
 
 
 def save_run(runs: Path, band: int, shard: int, key: np.ndarray, text: np.ndarray) -> None:
@@ -310,13 +310,6 @@ def pack(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def unpack(packed: np.ndarray) -> np.ndarray:
     """The pairs behind the numbers, int64 (pairs, 2)."""
     return np.stack([packed >> np.uint64(32), packed & LOW], axis=1).astype(np.int64)
-
-
-def mix(values: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64: every bit depends on every other."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def _spans(parts: Sequence[str]) -> list[tuple[str, int, int]]:

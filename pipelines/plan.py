@@ -21,7 +21,16 @@ from pipelines.policies import PoolPolicy
 from pipelines.rollouts import RolloutSettings, answers
 from pipelines.settings import Settings
 
-BITS = ((1e9, "B"), (1e6, "M"))
+UNITS = ((1e9, "B"), (1e6, "M"))
+SUMS = (
+    "policies",
+    "trajectories",
+    "answer_tokens",
+    "prompt_tokens",
+    "gpu_hours",
+    "money",
+    "weights_bytes",
+)
 
 
 class PlanSettings(Settings):
@@ -99,11 +108,7 @@ def plan_corpus(
                 unknown.append(policy.name)
             line = lines.setdefault(
                 (math.inf if policy.engine == "openai" else size or 0.0, policy.engine),
-                dict.fromkeys(
-                    ("policies", "trajectories", "answer_tokens", "prompt_tokens", "gpu_hours")
-                    + ("money", "weights_bytes"),
-                    0.0,
-                ),
+                dict.fromkeys(SUMS, 0.0),
             )
             _add(line, policy, share, share * rollouts.samples, tokens, size, assume)
     rows = [
@@ -115,16 +120,14 @@ def plan_corpus(
         }
         for (size, engine), row in sorted(lines.items())
     ]
-    total = {
-        name: sum(row[name] for row in rows) for name in (rows[0] if rows else {}) if name in _SUMS
-    }
-    text = total.get("answer_tokens", 0.0) * assume.characters_per_token * assume.compression
-    made = total.get("trajectories", 0.0)
+    total = {name: sum(row[name] for row in rows) for name in SUMS}
+    text = total["answer_tokens"] * assume.characters_per_token * assume.compression
+    made = total["trajectories"]
     disk = {
         "trajectories": text + made * assume.row_bytes,
         "signatures": made * assume.signature_bytes,
         "pairs": pairs * assume.pair_bytes,
-        "weights": total.pop("weights_bytes", 0.0),
+        "weights": total.pop("weights_bytes"),
     }
     total = {name: round(value, 2) for name, value in total.items()}
     return {
@@ -136,10 +139,6 @@ def plan_corpus(
         "unknown": sorted(set(unknown)),
         "assumptions": assume.model_dump(),
     }
-
-
-_SUMS = ("policies", "trajectories", "answer_tokens", "prompt_tokens", "gpu_hours", "money",
-         "weights_bytes")  # fmt: skip
 
 
 def _add(
@@ -190,7 +189,7 @@ def size_of(policy: PoolPolicy) -> float | None:
 
 def spoken(size: float) -> str:
     """A number of parameters as people say it: 0.5 B, 70 B, 160 M; `unknown` for 0."""
-    for unit, name in BITS:
+    for unit, name in UNITS:
         if size >= unit / 2:
             return f"{size / unit:.3g} {name}"
     return f"{size:,.0f}" if size else "unknown"

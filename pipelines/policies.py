@@ -1,11 +1,11 @@
-"""What a policy is: the pool file, the fingerprint of weights, the `policies` table.
+"""What a policy is: the pool file and the `policies` table.
 
-How a policy is asked for an answer is in `engines/`; what it answers, in `rollouts.py`.
+What a folder of weights holds is in `weights.py`, how a policy is asked for an answer in
+`engines/`, and what it answers in `rollouts.py`.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +17,10 @@ from pipelines.engines.options import OpenAIOptions, VllmOptions
 from pipelines.errors import ConfigError, PolicyUnavailableError
 from pipelines.settings import Settings, load_yaml, parse
 from pipelines.watch import Watch
+from pipelines.weights import fingerprint
 
 SLOT = "{prompt}"
 UNVERIFIED = "unverified"
-WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
-CONFIGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.*", "merges.txt", "*.jinja")
-# Keys of CONFIGS that say who wrote the file and where from, not what the policy does.
-INCIDENTAL = {"transformers_version", "_name_or_path", "name_or_path", "_commit_hash"}
 
 
 class PoolPolicy(Settings):
@@ -105,15 +101,6 @@ class PoolPolicy(Settings):
         """Where local weights lie."""
         return home / "policies" / self.weights
 
-    def render(self, prompt: str) -> str:
-        """The model's input for a prompt; braces elsewhere in template or prompt stay as they are.
-
-        >>> PoolPolicy(name="p", kind="chat", weights="p", template="Q: {prompt} A:").render("2+2?")
-        'Q: 2+2? A:'
-        """
-        before, after = self.template.split(SLOT)
-        return before + prompt + after
-
 
 class Pool(Settings):
     """A pool file: a source name, its policies, and the training recipes of embedded ones.
@@ -192,6 +179,16 @@ class Pool(Settings):
         return prompts.side("policy", policy.group, settings)
 
 
+def render(template: str, prompt: str) -> str:
+    """The model's input for a prompt; braces elsewhere in template or prompt stay as they are.
+
+    >>> render("Q: {prompt} A:", "2+2?")
+    'Q: 2+2? A:'
+    """
+    before, after = template.split(SLOT)
+    return before + prompt + after
+
+
 def load_pool(path: Path) -> Pool:
     """Read a pool file.
 
@@ -200,41 +197,6 @@ def load_pool(path: Path) -> Pool:
             unknown parent, a template without `{prompt}`, one policy group on two sides.
     """
     return load_yaml(path, Pool)
-
-
-def fingerprint(folder: Path) -> str:
-    """Hash of what weights do: tensors, configuration and tokenizer, 32 hex digits.
-
-    The folder's place, times, other files and transformers' notes about itself do not matter.
-
-    Raises:
-        PolicyUnavailableError: the folder, its configuration or its weights are missing.
-    """
-    if not folder.is_dir():
-        msg = f"no folder {folder}; make the weights or correct `weights`"
-        raise PolicyUnavailableError(msg)
-    if not (folder / "config.json").is_file():
-        msg = f"{folder} holds no config.json: not a transformers checkpoint"
-        raise PolicyUnavailableError(msg)
-    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
-        msg = f"{folder} holds no weights ({', '.join(WEIGHTS)})"
-        raise PolicyUnavailableError(msg)
-    parts: list[str | bytes] = []
-    for path in sorted({p for pattern in (*WEIGHTS, *TOKENIZERS) for p in folder.glob(pattern)}):
-        parts += [path.name, ids.of_file(path)]
-    for name in CONFIGS:
-        if (folder / name).is_file():
-            parts += [name, _essential(folder / name)]
-    return ids.content_id("weights", *parts).hex()
-
-
-def _essential(path: Path) -> str:
-    try:
-        content = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        msg = f"{path} is not a JSON object: {error}"
-        raise PolicyUnavailableError(msg) from error
-    return json.dumps({k: v for k, v in content.items() if k not in INCIDENTAL}, sort_keys=True)
 
 
 def _demand_licence(pool: Pool, policy: PoolPolicy) -> None:

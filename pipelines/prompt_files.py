@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.engines.recorded.jsonl import BadLine, encodable, parse_line
 from pipelines.errors import BadInputError
 
 TABLES = (".parquet", ".jsonl", ".json")
@@ -89,8 +90,11 @@ def count_rows(file: Path) -> int:
     if file.suffix == ".parquet":
         return _open(file).metadata.num_rows
     if file.suffix == ".jsonl":
+        rows, block = 0, b"\n"
         with file.open("rb") as lines:
-            return sum(block.count(b"\n") for block in iter(lambda: lines.read(1 << 20), b""))
+            while more := lines.read(1 << 20):
+                rows, block = rows + more.count(b"\n"), more
+        return rows + (not block.endswith(b"\n"))
     return sum(1 for _ in read_rows(file, 1 << 30)) if file.suffix == ".json" else 1
 
 
@@ -98,8 +102,8 @@ def asked(row: Mapping[str, Any], column: str | None = None) -> Asked:
     """What a row of a usual instruction format asks.
 
     Known are alpaca (instruction, input, output), sharegpt (conversations of from and value),
-    messages (role and content) and a plain column: `column`, or prompt, question, query, text. Of
-    a conversation the first user turn is asked, with the system turn before it.
+    messages (role and content) and a plain column: `column`, or prompt, question, query, input,
+    text. Of a conversation the first user turn is asked, with the system turn before it.
 
     Raises:
         BadRow: none of these, or nothing in it.
@@ -199,13 +203,9 @@ def _jsonl(file: Path, longest: int) -> Iterator[tuple[int, dict[str, Any] | Bad
 def _parsed(line: bytes, longest: int) -> dict[str, Any] | BadRow:
     raw = line[:1000].decode(errors="replace").strip()
     try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        msg = f"not valid UTF-8 at byte {error.start + 1} of the line; write it again in UTF-8"
-        return BadRow(msg, "not_utf8", raw=raw)
-    except (ValueError, RecursionError) as error:
-        msg = f"not valid JSON: {error}; one object a line is expected"
-        return BadRow(msg, "not_json", raw=raw)
+        row = parse_line(line)
+    except BadLine as bad:
+        return BadRow(str(bad), bad.reason, raw=raw)
     return _row(row, longest, raw)
 
 
@@ -217,7 +217,7 @@ def _row(row: Any, longest: int, raw: str) -> dict[str, Any] | BadRow:
         if isinstance(value, str):
             if len(value) > longest:
                 return _too_long(f"{name} of {len(value):,} characters", longest, raw.encode())
-            if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            if not encodable(value):
                 msg = f"{name} holds half a surrogate pair, which is no character"
                 return BadRow(msg, "not_utf8", name, raw)
     return row

@@ -90,14 +90,15 @@ def draw_prompts(
         BadInputError: a file, an evaluation set or the tokenizer cannot be read at all.
     """
     book = Ledger()
-    files = [(file, path) for file in settings.files for path in find_files(file.path, places.base)]
+    paths = {file.name: find_files(file.path, places.base) for file in settings.files}
+    total, done = sum(map(len, paths.values())), 0
     known = list(_evaluation_texts(settings, places.base))
     candidates: list[_Candidate] = []
     for file in settings.files:
-        paths = [path for owner, path in files if owner is file]
-        found = _candidates(file, paths, settings, source, groups or {}, book)
+        found = _candidates(file, paths[file.name], settings, source, groups or {}, book)
+        done += len(paths[file.name])
         if progress:
-            progress(len(candidates), len(files), f"read {file.name}")
+            progress(done, total, f"read {file.name}")
         if file.kind == "documents":
             found = _beginnings(found, settings, places, source, book)
         candidates += found
@@ -105,7 +106,7 @@ def draw_prompts(
     texts = [candidate.text for candidate in candidates]
     every = [*texts, *(one.text for one in known)]
     if progress:
-        progress(len(files), len(files), f"{len(texts):,} prompts, {len(known):,} known texts")
+        progress(total, total, f"{len(texts):,} prompts, {len(known):,} known texts")
     smallest = decontamination.near_groups(every, settings.near)
     reasons = _contaminated(texts, known, smallest, settings)
     kept = []

@@ -1,13 +1,13 @@
 """Loops, emptiness, broken characters, cut endings, refusals, other languages: measured, marked.
 
-Plain functions over texts; nothing is dropped. Which trajectory hit its token limit is known to the
-engine alone, so the flag `truncated` is set where trajectories are made or ingested.
+Plain functions over texts; nothing is dropped. Which answer hit its token limit is known to the
+engine alone, so that has to be said.
 
 Language is told by script alone, read off Unicode: an answer in Cyrillic to a prompt in Latin is
 seen, a French answer to an English prompt is not. No library that tells languages apart is light
 and offline enough to be sure about answers of a few words.
 
-A refusal is told by how an answer begins: a list of openings in nine languages. It is a mark for
+A refusal is told by how an answer begins: a list of openings in ten languages. It is a mark for
 people who look for such answers, not a judgement.
 
 The loop rule. A text loops when it ends in a section that follows on itself: at least
@@ -20,6 +20,7 @@ test costs two substring searches.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import numpy as np
 import pyarrow as pa
@@ -31,10 +32,11 @@ LOOP_KEPT = 2  # repeats left by `cut_loop`, so that the habit stays visible
 
 # What shows nothing: separators, controls, format characters (zero-width space and joiners, word
 # joiner, byte-order mark), and the letters and marks that Unicode defines as blank.
-_BLANK = (
-    r"\A[\s\p{Z}\p{Cc}\p{Cf}"
-    r"\x{034F}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{2800}\x{3164}\x{FE00}-\x{FE0F}\x{FFA0}]*\z"
+INVISIBLE = (
+    r"[\s\p{Z}\p{Cc}\p{Cf}"
+    r"\x{034F}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{2800}\x{3164}\x{FE00}-\x{FE0F}\x{FFA0}]"
 )
+_BLANK = rf"\A{INVISIBLE}*\z"
 _CONTROL = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x{9F}]"  # all but tab, line feed, carriage return
 _REPLACEMENT = "\ufffd"
 
@@ -96,13 +98,16 @@ _SENTENCES = re.compile(
 
 
 def flags(
-    texts: pa.Array | pa.ChunkedArray, prompts: pa.Array | pa.ChunkedArray | None = None
+    texts: pa.Array | pa.ChunkedArray,
+    prompts: pa.Array | pa.ChunkedArray | None = None,
+    truncated: np.ndarray | None = None,
 ) -> pa.ListArray:
-    """The quality flags of each text, in the order of `schemas.FLAGS`; all but `truncated`.
+    """The quality flags of each text, in the order of `schemas.FLAGS`.
 
     Args:
         texts: strings, (n,); a null has no flags.
         prompts: what they answer, (n,); without it `other_language` is not told.
+        truncated: which of them hit their token limit, bool (n,); default: none.
 
     Returns:
         list<string>, (n,), without nulls.
@@ -116,6 +121,7 @@ def flags(
             np.bool_,
             len(texts),
         ),
+        "truncated": np.zeros(len(texts), np.bool_) if truncated is None else truncated,
         "control_characters": _mask(pc.match_substring_regex(texts, _CONTROL)),
         "replacement_character": _mask(pc.match_substring(texts, _REPLACEMENT)),
         "refusal": _mask(pc.match_substring_regex(_opening(texts), _REFUSAL)),
@@ -163,6 +169,16 @@ def _opening(texts: pa.Array) -> pa.Array:
     """The beginning of each text, lower-cased, with plain apostrophes."""
     start = pc.utf8_lower(pc.utf8_slice_codeunits(texts, 0, _OPENING))
     return pc.replace_substring(start, "\u2019", "'")
+
+
+def finish(text: str, flags: Collection[str]) -> tuple[str, str | None]:
+    """The text as kept, by its flags, and what was cut: a loop, else an ending broken off."""
+    if "loop" in flags:
+        return cut_loop(text)[0], "loop"
+    if "truncated" in flags:
+        text, shortened = cut_sentence(text)
+        return text, "sentence" if shortened else None
+    return text, None
 
 
 def cut_loop(text: str) -> tuple[str, bool]:

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.answer_rows import flags
 from pipelines.engines.base import Request
 from pipelines.engines.sampling import SamplingSettings
 from pipelines.errors import PolicyUnavailableError, QueryError
 from pipelines.ids import from_text
-from pipelines.policies import SLOT, fingerprint
-from pipelines.rollouts import finish
+from pipelines.policies import render
+from pipelines.quality import finish
+from pipelines.weights import fingerprint
 
 
 def remake(facts: Mapping[str, Any], policies: Path, threads: int = 1) -> str:
@@ -43,18 +45,19 @@ def remake(facts: Mapping[str, Any], policies: Path, threads: int = 1) -> str:
             "values, and more were given; take them from the configuration that made it"
         )
         raise QueryError(msg)
-    before, after = facts["policy"]["template"].split(SLOT)
+    asked = facts["prompt"]["text"]
     request = Request(
         trajectory_id=from_text(trajectory["trajectory_id"]),
-        prompt=before + facts["prompt"]["text"] + after,
+        prompt=render(facts["policy"]["template"], asked),
         seed=trajectory["seed"],
         sampling=SamplingSettings.model_validate(sampling),
     )
     engine = LocalEngine(weights_of(facts["policy"]["revision"], policies), threads)
     try:
-        return finish(engine.generate([request])[0])[0]
+        answers = engine.generate([request])
     finally:
         engine.close()
+    return finish(answers[0].text, flags(answers, [asked])[0])[0]
 
 
 def weights_of(revision: str, policies: Path) -> Path:

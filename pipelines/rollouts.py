@@ -1,6 +1,6 @@
 """Who answers which prompt, what of it is missing, and making that, resumably.
 
-How an answer is computed is in `engines/`, what is measured on it in `quality.py`; nothing here
+How an answer is computed is in `engines/`, what row it becomes in `answer_rows.py`; nothing here
 knows the lake: what exists already comes in as ids, what was made goes out as Parquet files.
 
 Running again makes only what is missing. Answers are in safety the moment they are there, so a
@@ -12,41 +12,29 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
-from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from pipelines import ids, quality, schemas, staged
-from pipelines.engines.base import Answer, Completion, Engine, Request, SetAside
+from pipelines import ids, schemas, staged
+from pipelines.answer_rows import EXCLUDED, Check, Policy, Row, answer_rows, excluded_row
+from pipelines.engines.base import Engine, Request
 from pipelines.engines.sampling import SamplingSettings
 from pipelines.errors import PolarError
-from pipelines.policies import SLOT
+from pipelines.policies import SLOT, render
 from pipelines.settings import Settings
 
 Progress = Callable[[int, int, str], None]
-Check = Callable[[str, str], bool | None]
-Policy = Mapping[str, Any]  # a row of the policies table
 
 ASSIGNMENT = pa.schema(
     [pa.field("prompt_id", pa.uuid(), False), pa.field("policy_id", pa.uuid(), False)]
-)
-EXCLUDED = pa.schema(
-    [
-        *ASSIGNMENT,
-        pa.field("sample_index", pa.int32(), False),
-        pa.field("source", pa.string(), False),
-        pa.field("reason", pa.string(), False),
-        pa.field("detail", pa.string()),
-    ]
 )
 BLOCK = 4096  # prompts whose hashes with all policies are in memory at a time
 
@@ -149,7 +137,7 @@ def assign(prompts: pa.Table, policies: pa.Table, settings: RolloutSettings) -> 
 
 def prompts_of(policy: Policy, prompts: pa.Table, assignment: pa.Table) -> pa.Table:
     """The rows of `prompts` that an assignment gives to one policy."""
-    mine = pc.equal(ids.storage(assignment["policy_id"]), _raw(policy["policy_id"]))
+    mine = pc.equal(ids.storage(assignment["policy_id"]), ids.raw(policy["policy_id"]))
     chosen = ids.storage(assignment["prompt_id"]).filter(mine)
     return prompts.filter(pc.is_in(ids.storage(prompts["prompt_id"]), value_set=chosen))
 
@@ -170,7 +158,7 @@ def wanted(policy: Policy, prompts: pa.Table, settings: RolloutSettings) -> pa.T
     order = np.lexsort((low, high, lengths))
     rows = prompts.select(["prompt_id", "text", "source"]).take(np.repeat(order, settings.samples))
     samples = np.tile(np.arange(settings.samples, dtype=np.int32), len(order))
-    policy_id, sampling_id = _raw(policy["policy_id"]), settings.sampling.sampling_id
+    policy_id, sampling_id = ids.raw(policy["policy_id"]), settings.sampling.sampling_id
     made = ids.array(
         ids.content_id("trajectory", policy_id, prompt_id, sampling_id, sample)
         for prompt_id, sample in zip(
@@ -208,34 +196,35 @@ def rollout(
         PolarError: the account does not add up.
     """
     have = _id_set(present)
-    folder = staging / ids.text(_raw(policy["policy_id"]))
+    folder = staging / ids.text(policy["policy_id"])
     files, found = staged.take_up(folder, have)
     have |= found
     work = wanted(policy, prompts, settings)
-    missing = work.filter(_lacking(work, have))
+    missing = work.filter(_lacking(work, have)).to_pylist()
+    rows = {ids.raw(row["trajectory_id"]): row for row in missing}
+    left_out: list[Row] = []
     if engine is None:
-        excluded = _excluded(policy, missing, "policy_unavailable")
-        return RolloutResult(files, _counts(policy, work, have, excluded), excluded, 0)
-    rows, requests = _requests(policy, missing, settings)
-    total, done = work.num_rows, work.num_rows - missing.num_rows
-    journal = staged.Journal(folder, settings.batch_size)
-    left_out: list[dict[str, Any]] = []
-    start, tokens = time.monotonic(), 0
-    with closing(engine.stream(requests, settings.batch_size)) as arriving:
-        for answers_now in arriving:
-            made, refused = _rows(policy, rows, answers_now, engine, settings, check)
-            files += journal.add(made)
-            left_out += refused
-            have.update(row["trajectory_id"] for row in made)
-            done += len(answers_now)
-            tokens += sum(row["tokens"] or 0 for row in made)
-            if progress:
-                rate = tokens / max(time.monotonic() - start, 1e-9)
-                progress(done, total, f"{policy['name']}, {rate:,.0f} tokens/s")
-    files += journal.close()
+        left_out = [excluded_row(policy, row, "policy_unavailable") for row in missing]
+    else:
+        total, done = work.num_rows, work.num_rows - len(missing)
+        journal = staged.Journal(folder, settings.batch_size)
+        start, tokens = time.monotonic(), 0
+        requests = _requests(policy, rows, settings)
+        with closing(engine.stream(requests, settings.batch_size)) as arriving:
+            for arrived in arriving:
+                made, refused = answer_rows(policy, rows, arrived, engine, settings.sampling, check)
+                files += journal.add(made)
+                left_out += refused
+                have.update(row["trajectory_id"] for row in made)
+                done += len(arrived)
+                tokens += sum(row["tokens"] or 0 for row in made)
+                if progress:
+                    rate = tokens / max(time.monotonic() - start, 1e-9)
+                    progress(done, total, f"{policy['name']}, {rate:,.0f} tokens/s")
+        files += journal.close()
     excluded = pa.Table.from_pylist(left_out, schema=EXCLUDED)
-    made_now = missing.num_rows - excluded.num_rows
-    return RolloutResult(files, _counts(policy, work, have, excluded), excluded, made_now)
+    counts = _counts(policy, work, have, excluded)
+    return RolloutResult(files, counts, excluded, len(missing) - len(left_out))
 
 
 def compare(left: pa.Table, right: pa.Table) -> Comparison:
@@ -253,108 +242,19 @@ def compare(left: pa.Table, right: pa.Table) -> Comparison:
 
 
 def _requests(
-    policy: Policy, missing: pa.Table, settings: RolloutSettings
-) -> tuple[dict[bytes, dict[str, Any]], list[Request]]:
-    """Wanted rows by their raw trajectory id, and a request for each."""
-    before, after = (policy["template"] or SLOT).split(SLOT)
-    rows = {_raw(row["trajectory_id"]): row for row in missing.to_pylist()}
-    return rows, [
+    policy: Policy, rows: Mapping[bytes, Row], settings: RolloutSettings
+) -> list[Request]:
+    """A request for each wanted row."""
+    template = policy["template"] or SLOT
+    return [
         Request(
             trajectory_id=key,
-            prompt=before + row["text"] + after,
+            prompt=render(template, row["text"]),
             seed=ids.seed_of(key),
             sampling=settings.sampling,
         )
         for key, row in rows.items()
     ]
-
-
-def _rows(
-    policy: Policy,
-    wanted_rows: Mapping[bytes, Mapping[str, Any]],
-    arrived: Sequence[Answer],
-    engine: Engine,
-    settings: RolloutSettings,
-    check: Check | None,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Answers as rows of the trajectories table, and what cannot be made as rows of `EXCLUDED`."""
-    completions = [
-        one
-        for one in arrived
-        if isinstance(one, Completion) and one.finish_reason != "prompt_too_long"
-    ]
-    asked = pa.array([wanted_rows[one.trajectory_id]["text"] for one in completions], pa.string())
-    texts = pa.array([one.text for one in completions], pa.string())
-    flags = quality.flags(texts, asked).to_pylist()
-    shared = {
-        "policy_id": _raw(policy["policy_id"]),
-        "sampling_id": settings.sampling.sampling_id,
-        **settings.sampling.model_dump(),
-        "engine": engine.name,
-        "licence": policy["licence"],
-        "created_at": datetime.now(UTC),
-    }
-    made = []
-    for completion, marks in zip(completions, flags, strict=True):
-        row = wanted_rows[completion.trajectory_id]
-        text, cut = finish(completion)
-        if completion.finish_reason == "length":
-            marks.append("truncated")
-        made.append(
-            shared
-            | {
-                "trajectory_id": completion.trajectory_id,
-                "prompt_id": _raw(row["prompt_id"]),
-                "sample_index": row["sample_index"],
-                "text": text,
-                "finish_reason": completion.finish_reason,
-                "tokens": completion.tokens,
-                "original_length": len(completion.text),
-                "cut": cut,
-                "seed": completion.seed,
-                "engine_version": completion.version or engine.version,
-                "content_hash": ids.content_id("text", text),
-                "flags": sorted(marks, key=schemas.FLAGS.index),
-                "correct": check(row["text"], text) if check else None,
-            }
-        )
-    refused = []
-    for one in arrived:
-        if (why := _why_not(one)) is not None:
-            row = wanted_rows[one.trajectory_id]
-            known = {name: row[name] for name in ("prompt_id", "sample_index", "source")}
-            named = {"policy_id": policy["policy_id"], "reason": why[0], "detail": why[1]}
-            refused.append(known | named)
-    return made, refused
-
-
-def _why_not(answer: Answer) -> tuple[str, str | None] | None:
-    """Reason and detail of an answer that is none."""
-    if isinstance(answer, SetAside):
-        return answer.reason, answer.detail
-    if answer.finish_reason == "prompt_too_long":
-        return answer.finish_reason, None
-    return None
-
-
-def finish(completion: Completion) -> tuple[str, str | None]:
-    """The text as kept, and what was cut: a loop, or else an ending that the limit broke off."""
-    text, looped = quality.cut_loop(completion.text)
-    if looped:
-        return text, "loop"
-    if completion.finish_reason == "length":
-        text, shortened = quality.cut_sentence(completion.text)
-        return text, "sentence" if shortened else None
-    return completion.text, None
-
-
-def _excluded(policy: Policy, rows: pa.Table, reason: str) -> pa.Table:
-    count = rows.num_rows
-    policies = ids.array([_raw(policy["policy_id"])] * count)
-    reasons = pa.array([reason] * count, pa.string())
-    details = pa.nulls(count, pa.string())
-    columns = [rows["prompt_id"], policies, rows["sample_index"], rows["source"], reasons, details]
-    return pa.table(columns, schema=EXCLUDED)
 
 
 def _counts(policy: Policy, work: pa.Table, have: set[bytes], excluded: pa.Table) -> pa.Table:
@@ -392,17 +292,6 @@ def _id_set(values: Iterable[bytes] | pa.Array | pa.ChunkedArray) -> set[bytes]:
     return set(values)
 
 
-def _raw(value: bytes | UUID) -> bytes:
-    return value.bytes if isinstance(value, UUID) else value
-
-
 def _hashes(prompts: np.ndarray, policies: np.ndarray, seed: int) -> np.ndarray:
     """A well-mixed 64-bit hash of each prompt with each policy, (prompts, policies)."""
-    return _mix(_mix(prompts[:, 1] + np.uint64(seed))[:, None] ^ policies[None, :, 1])
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014), on uint64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return ids.mix(ids.mix(prompts[:, 1] + np.uint64(seed))[:, None] ^ policies[None, :, 1])

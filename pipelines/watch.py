@@ -1,20 +1,17 @@
-"""Checkpoints as policies: runs that a pool file watches, and which of their checkpoints are whole.
+"""Checkpoints as policies: the runs that a pool file watches.
 
     watch:
       - {name: mine, folder: runs/mine, pattern: "step-*", kind: base, policy_group: mine}
       - {name: pythia, hub: EleutherAI/pythia-160m, pattern: "step*", kind: base}
 
 A checkpoint's step is the number at the end of its name; its parent is the one before it. Folders
-are looked at each time a pool is read; of a hub those revisions count that it named last
-(`hub.py`).
+are looked at each time a pool is read, and whole ones count (`weights.py`); of a hub those
+revisions count that it named last (`hub.py`).
 """
 
 from __future__ import annotations
 
-import json
 import re
-import time
-import zipfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,8 +21,7 @@ from pydantic import Field, model_validator
 
 from pipelines import hub
 from pipelines.settings import Settings
-
-SAFETENSORS_HEADER = 100 << 20  # bytes; a longer one is damage
+from pipelines.weights import incomplete
 
 
 class Watch(Settings):
@@ -112,72 +108,3 @@ def step_of(name: str) -> int | None:
     """
     found = re.search(r"(\d+)$", name)
     return int(found.group(1)) if found else None
-
-
-def incomplete(folder: Path, settled: float = 0.0) -> str | None:
-    """Why a checkpoint folder is not whole; None when it is.
-
-    Whole means: a configuration that is JSON, a tokenizer, every shard that the index names, each
-    safetensors file as long as its header says, and nothing written for `settled` seconds. A time
-    in the future (a clock that went back) does not count as a change.
-    """
-    from pipelines.policies import TOKENIZERS, WEIGHTS
-
-    try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        files = [path for path in folder.iterdir() if path.is_file()]
-        ages = [time.time() - path.stat().st_mtime for path in files]
-    except (OSError, ValueError):
-        return "no config.json, or a broken one"
-    weights = [path for path in files if any(path.match(pattern) for pattern in WEIGHTS)]
-    if not weights:
-        return "no weights"
-    if not any(path.match(pattern) for path in files for pattern in TOKENIZERS):
-        return "no tokenizer"
-    for index in folder.glob("*.index.json"):
-        try:
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError):
-            return f"{index.name} is broken"
-        if missing := sorted(named - {path.name for path in files}):
-            return f"{missing[0]} is missing"
-    for path in weights:
-        if not _whole(path):
-            return f"{path.name} is cut off"
-    if any(0 <= age < settled for age in ages):
-        return f"written less than {settled:.0f} s ago"
-    return None
-
-
-def _whole(path: Path) -> bool:
-    try:
-        if path.suffix == ".bin":
-            return zipfile.is_zipfile(path)
-        if path.suffix != ".safetensors":
-            return path.stat().st_size > 0
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length < SAFETENSORS_HEADER:
-                return False
-            header = json.loads(file.read(length))
-        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
-        return path.stat().st_size == 8 + length + max(ends, default=0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def parameters_of(folder: Path) -> int | None:
-    """Parameters of local safetensors weights, from their headers; None where there are none."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        if not _whole(path):
-            return None
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                size = 1
-                for side in tensor["shape"]:
-                    size *= side
-                total += size
-    return total or None

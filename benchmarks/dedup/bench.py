@@ -192,11 +192,7 @@ def main() -> None:
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     bench = Bench(work, options.environments.resolve(), options.peers)
-    base = (
-        corpus.real_texts(options.data)
-        if options.data
-        else corpus.made_up_texts(max(options.documents // 8, 100))
-    )
+    base = corpus.base_texts(options.data, options.documents)
     corpus.write_plain(work / "tiny.parquet", [*base[:19], base[19] + " \u00e9\u4f60\u597d"])
     if options.data:
         real = work / "real.parquet"

@@ -16,11 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import ids
-from pipelines.near import mix
 
 WORD = re.compile(r"[^\W_]+")
 MINIMUM = 8
 ROWS = 50_000
+
+
+def base_texts(data: Path | None, documents: int) -> list[str]:
+    """What documents are made of: the answers of a folder, or without one made-up texts."""
+    return real_texts(data) if data else made_up_texts(max(documents // 8, 100))
 
 
 def real_texts(folder: Path) -> list[str]:
@@ -98,8 +102,10 @@ def _replace(
 
 def _write(file: Path, texts: list[str], families: np.ndarray) -> None:
     rows = np.arange(len(texts), dtype=np.uint64)
-    trajectory = np.stack([mix(rows + np.uint64(1)), rows], axis=1)
-    prompt = np.stack([mix(families.astype(np.uint64) // np.uint64(8) + np.uint64(7))] * 2, axis=1)
+    trajectory = np.stack([ids.mix(rows + np.uint64(1)), rows], axis=1)
+    prompt = np.stack(
+        [ids.mix(families.astype(np.uint64) // np.uint64(8) + np.uint64(7))] * 2, axis=1
+    )
     table = pa.table(
         {
             "trajectory_id": _ids(trajectory),

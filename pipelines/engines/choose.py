@@ -66,8 +66,7 @@ def _vllm(policy: PoolPolicy, options: VllmOptions, home: Path) -> Engine:
         if not (folder / "config.json").is_file():
             msg = f"{folder}: no policy there (config.json is missing); correct `weights`"
             raise PolicyUnavailableError(msg)
-        memory.require(folder, options)
-        model, note = str(folder.absolute()), memory.account(folder, options)[0]
+        model, note = str(folder.absolute()), memory.require(folder, options)
         if not policy.chat:  # as the local engine does, whatever the tokenizer would add
             opening = vllm_server.beginning_of_text(folder)
             extra["add_special_tokens"] = False

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import struct
 import subprocess
 from pathlib import Path
 
 from pipelines.engines.options import VllmOptions
 from pipelines.errors import PolicyUnavailableError
+from pipelines.weights import tensors
 
 GIB = 1 << 30
 RUNTIME_GIB = 1.0  # of vLLM's own processes on a CPU: 0.9 to 1.1 were seen
@@ -30,8 +30,8 @@ def on_gpu(options: VllmOptions) -> bool:
     return options.device == "cuda"
 
 
-def require(folder: Path, options: VllmOptions) -> None:
-    """Refuse a checkpoint that does not fit into memory.
+def require(folder: Path, options: VllmOptions) -> str:
+    """Need and have in words; a checkpoint that does not fit into memory is refused.
 
     Raises:
         PolicyUnavailableError: need and have are in the message.
@@ -40,6 +40,7 @@ def require(folder: Path, options: VllmOptions) -> None:
     if need > have:
         msg = f"{folder}: the model does not fit into memory: {said}"
         raise PolicyUnavailableError(msg)
+    return said
 
 
 def account(folder: Path, options: VllmOptions) -> tuple[str, float, float]:
@@ -100,18 +101,13 @@ def _automatic(folder: Path) -> int:
 def _safetensors(path: Path, held: int) -> int:
     """Bytes of a file's tensors once loaded; weights of 8 bits or fewer stay as they are."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
         total = 0
-        for name, tensor in header.items():
-            if name == "__metadata__":
-                continue
+        for tensor in tensors(path).values():
             stored = SAFETENSORS_BYTES.get(tensor["dtype"])
             start, end = tensor["data_offsets"]
             total += end - start if stored is None else (end - start) // stored * held
         return total
-    except (OSError, ValueError, KeyError, struct.error):
+    except (OSError, ValueError, KeyError):
         return path.stat().st_size
 
 

@@ -6,12 +6,14 @@ import csv
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from assets import cli
-from tests.assets.homes import Home, refused
+from tests.assets.homes import ROOT, Home, refused
 
 OPTIONS = {
     "run": ["--config", "--data", "--until", "--dry-run", "--json"],
@@ -41,6 +43,16 @@ def test_help_of_a_command_names_its_options(polar, command: str):
     for option in OPTIONS[command]:
         assert option in out, out
     assert out.startswith(f"Usage: polar {command} ")
+
+
+def test_help_waits_for_nothing_heavy():
+    heavy = {"dagster", "torch", "transformers", "apache_beam", "duckdb", "pyarrow", "numpy"}
+    code = "import sys; from assets import cli; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "typer" in done.stdout.split()
+    assert heavy.isdisjoint(done.stdout.split())
 
 
 def test_every_command_has_its_help_tested():

@@ -6,14 +6,19 @@ import shutil
 import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from assets import corpus
 from assets.definitions import build_definitions
 from assets.run import alone
+from pipelines.ids import content_id
+from pipelines.lake import Append
 from tests.assets.homes import ROOT, Home, Watch
+from tests.pipelines.lake_rows import rows
 
 PLAIN = {"name": "ash-plain", "kind": "chat", "weights": "ash", "policy_group": "ash"}
 
@@ -98,6 +103,45 @@ def test_pairs_have_a_freshness_policy(fresh: Home):
     graph = build_definitions(fresh.workspace()).resolve_asset_graph()
     policy = graph.get(dg.AssetKey("pairs")).freshness_policy
     assert policy is not None
+
+
+def test_duplicates_go_on_from_what_they_know(copy: Home):
+    """New answers alone are looked at, and the clusters are those of all looked at anew."""
+    workspace = copy.workspace()
+    known = copy.query("from trajectories order by length(text) desc, trajectory_id limit 1")[0]
+    whose = {name: known[name].bytes for name in ("policy_id", "prompt_id")}
+    said = [known["text"], f"{known['text']} and one word more", "nobody ever said this here"]
+    new = [
+        {**whose, "trajectory_id": content_id("t", n), "sample_index": 90 + n, "text": text}
+        | {"content_hash": content_id("text", text)}
+        for n, text in enumerate(said)
+    ]
+    copy.publish(Append("trajectories", rows("trajectories", *new)))
+
+    def materialise() -> tuple[int, list[dict[str, Any]]]:
+        with copy.instance() as instance:
+            done = dg.materialize(
+                corpus.ASSETS,
+                selection="duplicates",
+                instance=instance,
+                resources={"workspace": dg.ResourceDefinition.hardcoded_resource(workspace)},
+            )
+        (event,) = done.asset_materializations_for_node("duplicates")
+        return event.metadata["new answers"].value, copy.query("from duplicates order by all")
+
+    def parts() -> dict[Path, int]:
+        files = (workspace.dedup_index / "parts").rglob("*")
+        return {path: path.stat().st_mtime_ns for path in files if path.is_file()}
+
+    before = parts()
+    looked_at, found = materialise()
+    assert looked_at == 3
+    assert before
+    assert before.items() < parts().items()  # what was known lies where it lay
+    added = {row["trajectory_id"].bytes for row in found} & {row["trajectory_id"] for row in new}
+    assert {content_id("t", 0)} <= added
+    shutil.rmtree(workspace.dedup_index)
+    assert materialise() == (copy.one("select count(*) from trajectories"), found)
 
 
 def test_the_maintenance_asset_reports_bytes(copy: Home):

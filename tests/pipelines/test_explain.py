@@ -14,6 +14,7 @@ from pipelines.errors import LakeError, QueryError
 from pipelines.explain import explain
 from pipelines.ids import content_id
 from pipelines.lake import Append, Lake, Replace
+from pipelines.maintenance import maintain
 from tests.pipelines.lake_rows import fill, rows, trajectory
 
 ADA, BOB = (content_id("t", name, "north", 0) for name in ("ada", "bob"))
@@ -135,9 +136,9 @@ def test_maintenance_changes_nothing_of_what_is_told(home: Path):
     with Lake.open(home) as lake:
         told = [explain(lake, key.hex()) for key in (ADA, TRAINED)]
         lake.publish("t", "b", [Append("groups", rows("groups", group("b", 1), group("c", 1)))])
-        lake.maintain(timedelta(0))
+        maintain(lake, timedelta(0))
         lake.publish("t", "-", [Replace("groups", [], "true")])
-        lake.maintain(timedelta(0), keep=timedelta(0))
+        maintain(lake, timedelta(0), keep=timedelta(0))
         again = [explain(lake, key.hex()) for key in (ADA, TRAINED)]
         assert told[0].pop("published")["snapshot"] == again[0]["published"]["snapshot"]
         assert again[0].pop("published")["message"] == "expired: nothing named it"

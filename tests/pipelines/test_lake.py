@@ -20,6 +20,7 @@ from pipelines import ids, schemas
 from pipelines.errors import LakeError, QueryError
 from pipelines.ids import content_id
 from pipelines.lake import Append, Lake, Replace, Upsert
+from pipelines.maintenance import maintain
 from pipelines.views import VIEWS
 from tests.pipelines.lake_rows import fill, rows, small_lake, trajectory
 
@@ -268,7 +269,7 @@ def test_files_are_sorted_for_the_questions(own_lake: Lake):
         lake.publish(
             "tests", "t", [Append("prompts", rows("prompts", *({"prompt_id": i} for i in raw)))]
         )
-    lake.maintain(timedelta(0))
+    maintain(lake, timedelta(0))
     (file,) = (lake.home / "lake" / "data").rglob("*.parquet")
     found = [bytes(i) for i in ids.storage(pq.read_table(file)["prompt_id"]).to_pylist()]
     assert found == sorted(found)
@@ -285,7 +286,7 @@ def test_maintenance_keeps_every_snapshot(own_lake: Lake):
         history[lake.publish("tests", "n", [change])] = list(range(n + 1, 8))
     orphan = lake.home / "lake" / "data" / "main" / "counts" / "left-by-a-crash.parquet"
     orphan.write_bytes(b"")
-    done = lake.maintain(timedelta(0))
+    done = maintain(lake, timedelta(0))
     assert done["after"] == 1 < done["before"]
     assert done["removed"] >= 1
     assert not orphan.exists()
@@ -301,17 +302,17 @@ def test_maintenance_leaves_young_files_to_their_readers(own_lake: Lake):
     folder = lake.home / "lake" / "data" / "main" / "counts"
     (folder / "being-written.parquet").write_bytes(b"")
     before = set(folder.iterdir())
-    assert lake.maintain()["removed"] == 0
+    assert maintain(lake)["removed"] == 0
     assert before < set(folder.iterdir())
     for path in before:
         os.utime(path, (0, 0))
-    assert lake.maintain()["removed"] == 1
+    assert maintain(lake)["removed"] == 1
     assert not (folder / "being-written.parquet").exists()
     lake._con.execute(
         "update __ducklake_metadata_lake.ducklake_files_scheduled_for_deletion "
         "set schedule_start = now() - interval 49 hour"
     )
-    assert lake.maintain()["removed"] == 3
+    assert maintain(lake)["removed"] == 3
     assert stored(lake) == [0, 1, 2]
 
 
@@ -324,7 +325,7 @@ def test_a_moved_home_still_attaches(filled_home: Path, tmp_path: Path, name: st
         assert len(lake.query("from triples")) == 1
     with Lake.open(tmp_path / name) as lake:
         new = lake.publish("tests", "after the move", [Append("counts", counts(1))])
-        lake.maintain(timedelta(0))
+        maintain(lake, timedelta(0))
         assert len(lake.query("from counts")) == 2
         assert len(lake.query("from counts", snapshot=new - 1)) == 1
     assert not (tmp_path / "old").exists()
@@ -334,7 +335,7 @@ def test_a_linked_home_is_not_swept_clean(filled_home: Path, tmp_path: Path):
     shutil.copytree(filled_home, tmp_path / "real")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with Lake.open(tmp_path / "link") as lake:
-        lake.maintain(timedelta(0))
+        maintain(lake, timedelta(0))
         assert len(lake.query("from trajectories")) == 12
 
 

@@ -11,6 +11,7 @@ import pytest
 from pipelines.errors import LakeError
 from pipelines.ids import content_id
 from pipelines.lake import Append, Lake, Replace, Upsert
+from pipelines.maintenance import maintain
 from tests.pipelines.lake_rows import fill, rows, trajectory
 
 NOW = timedelta(0)
@@ -44,7 +45,7 @@ def test_a_snapshot_that_a_checkpoint_or_an_evaluation_names_survives(tmp_path: 
             Replace("evaluations", rows("evaluations", seen), "true"),
         ]
         newest = lake.publish("t", "trained", changes)
-        done = lake.maintain(NOW, keep=NOW)
+        done = maintain(lake, NOW, keep=NOW)
         kept = snapshots(lake)
         assert {published[1], published[3]} <= kept
         assert not {published[0], published[2], published[4]} & kept  # the newest shows the last's
@@ -56,7 +57,7 @@ def test_a_snapshot_that_a_checkpoint_or_an_evaluation_names_survives(tmp_path: 
             ids_of(lake, published[0])
         assert done["removed"] > 0
         assert done["bytes_after"] < done["bytes_before"]
-        again = lake.maintain(NOW, keep=NOW)
+        again = maintain(lake, NOW, keep=NOW)
         assert (again["removed"], again["bytes_after"]) == (0, again["bytes_before"])
         for snapshot in (published[1], published[3]):
             assert ids_of(lake, snapshot) == expected[snapshot]
@@ -69,7 +70,7 @@ def test_groups_that_are_being_trained_on_keep_their_snapshots(tmp_path: Path):
         group = {"group_id": content_id("g"), "snapshot": made_from, "wrapper": "pretrain"}
         shown = lake.publish("t", "groups", [Replace("groups", rows("groups", group), "true")])
         lake.publish("t", "later", [answers(1)])
-        lake.maintain(NOW, keep=NOW)
+        maintain(lake, NOW, keep=NOW)
         assert {made_from, shown} <= snapshots(lake)
         (row,) = lake.query("from groups", snapshot=shown).to_pylist()
         assert row["snapshot"] == made_from
@@ -81,8 +82,8 @@ def test_what_is_young_stays_and_without_an_age_all_does(tmp_path: Path):
         lake.publish("t", "one", [answers(0)])
         lake.publish("t", "two", [answers(1)])
         before = snapshots(lake)
-        assert lake.maintain(NOW)["expired"] == 0
-        assert lake.maintain(NOW, keep=timedelta(hours=1))["expired"] == 0
+        assert maintain(lake, NOW)["expired"] == 0
+        assert maintain(lake, NOW, keep=timedelta(hours=1))["expired"] == 0
         assert before <= snapshots(lake)
 
 
@@ -115,7 +116,7 @@ def test_readers_and_publishers_go_on_during_maintenance(tmp_path: Path):
         reader.start()
         writer.start()
         for _ in range(3):
-            lake.maintain(timedelta(hours=1), keep=NOW)
+            maintain(lake, timedelta(hours=1), keep=NOW)
         writer.join()
         over.set()
         reader.join()

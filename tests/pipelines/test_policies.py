@@ -9,13 +9,14 @@ from pipelines.errors import ConfigError, PolicyUnavailableError
 from pipelines.policies import (
     Pool,
     PoolPolicy,
-    fingerprint,
     load_pool,
     policies_table,
     policy_id,
     recorded_policy_id,
+    render,
 )
 from pipelines.prompts import SplitSettings
+from pipelines.weights import fingerprint
 
 SPLIT = SplitSettings()
 
@@ -48,7 +49,7 @@ def test_a_pool_file_is_read(tmp_path: Path) -> None:
         )
     )
     assert [p.group for p in pool.policies] == ["a", "a", "chat"]
-    assert pool.policies[2].render("{x}") == "Q: {x}\nA:"
+    assert render(pool.policies[2].template, "{x}") == "Q: {x}\nA:"
     assert pool.embedded == {"anything": [1, 2]}
 
 

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import pyarrow.parquet as pq
 import pytest
@@ -28,12 +27,16 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@contextmanager
-def listening(module, flag):
-    """A server of Beam's, ended at the end."""
+@pytest.fixture
+def options():
+    """Those of Beam's own job service, which is ended at the end."""
     port = free_port()
-    command = [sys.executable, "-m", module, f"{flag}={port}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    module = "apache_beam.runners.portability.local_job_service_main"
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, f"--port={port}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         for _ in range(600):
             with socket.socket() as probe:
@@ -41,20 +44,14 @@ def listening(module, flag):
                     break
             assert process.poll() is None, f"{module} ended with {process.returncode}"
             time.sleep(0.2)
-        yield port
+        yield [
+            "--runner=PortableRunner",
+            f"--job_endpoint=127.0.0.1:{port}",
+            "--environment_type=LOOPBACK",
+        ]
     finally:
         process.terminate()
         process.wait(30)
-
-
-@pytest.fixture
-def options():
-    with listening("apache_beam.runners.portability.local_job_service_main", "--port") as jobs:
-        yield [
-            "--runner=PortableRunner",
-            f"--job_endpoint=127.0.0.1:{jobs}",
-            "--environment_type=LOOPBACK",
-        ]
 
 
 def test_duplicates_are_equal_through_the_job_service(tmp_path, monkeypatch, options):

@@ -353,6 +353,9 @@ def test_planned_counts(tmp_path, tokenizer):
     files = [instructions("i.jsonl", limit=5), documents("d.jsonl")]
     settings = parse({"files": files, "tokenizer": "x"}, PromptSources, "test")
     assert planned(settings, tmp_path) == {"instruction": 5, "prefix": 9}
+    with (tmp_path / "d.jsonl").open("a") as file:
+        file.write('{"text": "a last line that nothing ends"}')
+    assert planned(settings, tmp_path) == {"instruction": 5, "prefix": 10}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -82,6 +83,15 @@ def test_loops_are_found_and_cut(text):
 )
 def test_repetition_that_is_no_loop(text):
     assert quality.cut_loop(text) == (text, False)
+
+
+def test_what_hit_its_limit_is_said_by_who_knows_it():
+    texts = pa.array(["ends. here", "so " * 40, "whole.", ""])
+    found = quality.flags(texts, truncated=np.array([True, True, False, True])).to_pylist()
+    assert found == [["truncated"], ["loop", "truncated"], [], ["empty", "truncated"]]
+    kept = [quality.finish(t, f) for t, f in zip(texts.to_pylist(), found, strict=True)]
+    assert kept == [("ends.", "sentence"), (kept[1][0], "loop"), ("whole.", None), ("", None)]
+    assert kept[1][0] == quality.cut_loop("so " * 40)[0]
 
 
 def test_cut_loop_keeps_the_first_repeats():

@@ -15,7 +15,8 @@ from pipelines.errors import ConfigError, PolicyUnavailableError
 from pipelines.policies import Pool, policies_table
 from pipelines.prompts import SplitSettings
 from pipelines.settings import parse
-from pipelines.watch import Watch, incomplete, parameters_of, step_of
+from pipelines.watch import Watch, step_of
+from pipelines.weights import incomplete, parameters_of
 
 
 def tensors(*names: str, values: int = 6, seed: int = 0) -> bytes:

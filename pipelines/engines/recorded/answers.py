@@ -90,24 +90,12 @@ def _table(
     rows = len(text)
     hashes: list[bytes] = []
     flags = []
+    truncated = pc.fill_null(pc.invert(finished), False).to_numpy()
     for start in range(0, rows, SLICE):
         part = text.slice(start, SLICE)
         hashes += [ids.content_id("text", value) for value in part.to_pylist()]
-        ended = finished.slice(start, SLICE).to_pylist()
         prompt = None if asked is None else asked.slice(start, SLICE).cast(pa.string())
-        flags.append(
-            pa.array(
-                [
-                    found
-                    if end in (True, None)
-                    else sorted([*found, "truncated"], key=schemas.FLAGS.index)
-                    for found, end in zip(
-                        quality.flags(part, prompt).to_pylist(), ended, strict=True
-                    )
-                ],
-                schemas.TEXTS,
-            )
-        )
+        flags.append(quality.flags(part, prompt, truncated[start : start + SLICE]))
         if progress:
             progress(min(start + SLICE, rows), rows, "ingesting answers")
     made = {

@@ -18,13 +18,13 @@ Progress = Callable[[int, int, str], None]
 LINES = 8192  # made into Arrow at a time
 
 
-class _BadLine(ValueError):
+class BadLine(ValueError):
     """A line that cannot be a row: what is wrong, in one word for the counts, and where."""
 
     def __init__(self, problem: str, reason: str, field: str = "", source: object = None):
         super().__init__(problem)
         self.reason, self.field = reason, field
-        self.source = source if isinstance(source, str) and _encodable(source) else None
+        self.source = source if isinstance(source, str) and encodable(source) else None
 
 
 def read_jsonl(
@@ -43,7 +43,7 @@ def read_jsonl(
                 continue
             try:
                 rows.append({**_parse(line, columns), "row": number})
-            except _BadLine as bad:
+            except BadLine as bad:
                 whose = bad.source or source
                 ledger.count("in", batch.label, whose)
                 ledger.bad(
@@ -80,18 +80,27 @@ def _plain(arrow: pa.DataType) -> pa.DataType:
     return TEXT if arrow == WORDS else arrow
 
 
-def _parse(line: bytes, columns: tuple[Column, ...]) -> dict[str, Any]:
+def parse_line(line: bytes) -> Any:
+    """What a line of JSON says.
+
+    Raises:
+        BadLine: it is not UTF-8, or not JSON.
+    """
     try:
-        row = json.loads(line.decode())
+        return json.loads(line.decode())
     except UnicodeDecodeError as error:
         msg = f"not valid UTF-8 at byte {error.start + 1} of the line; write it again in UTF-8"
-        raise _BadLine(msg, "not_utf8") from error
+        raise BadLine(msg, "not_utf8") from error
     except (ValueError, RecursionError) as error:
         msg = f"not valid JSON: {error}; one object a line is expected"
-        raise _BadLine(msg, "not_json") from error
+        raise BadLine(msg, "not_json") from error
+
+
+def _parse(line: bytes, columns: tuple[Column, ...]) -> dict[str, Any]:
+    row = parse_line(line)
     if not isinstance(row, dict):
         msg = f"a JSON {type(row).__name__}; one object a line is expected"
-        raise _BadLine(msg, "not_json")
+        raise BadLine(msg, "not_json")
     found = {}
     for column in columns:
         value = row.get(column.name)
@@ -100,13 +109,13 @@ def _parse(line: bytes, columns: tuple[Column, ...]) -> dict[str, Any]:
                 absent = column.name not in row
                 problem = f"{column.name} is {'missing' if absent else 'null'}"
                 reason = "missing" if absent else "null"
-                raise _BadLine(problem, reason, column.name, row.get("source"))
+                raise BadLine(problem, reason, column.name, row.get("source"))
         elif (value := _value(value, column)) is None:
             problem = f"{column.name} is {row[column.name]!r:.80}, expected {NAMES[column.type]}"
-            raise _BadLine(problem, "wrong_type", column.name, row.get("source"))
-        elif isinstance(value, str) and not value.isascii() and not _encodable(value):
+            raise BadLine(problem, "wrong_type", column.name, row.get("source"))
+        elif isinstance(value, str) and not encodable(value):
             problem = f"{column.name} holds half a surrogate pair, which is no character"
-            raise _BadLine(problem, "not_utf8", column.name)
+            raise BadLine(problem, "not_utf8", column.name)
         found[column.name] = value
     return found
 
@@ -127,7 +136,10 @@ def _value(value: Any, column: Column) -> Any:
     return int(value) if whole and -(2**bits) <= value < 2**bits else None
 
 
-def _encodable(text: str) -> bool:
+def encodable(text: str) -> bool:
+    """Whether UTF-8 can hold a text: half a surrogate pair is no character."""
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
