@@ -127,9 +127,9 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Score candidates against references: one number a line, in input order."""
-    from trainer.__main__ import score_command
+    from trainer.score import write_scores
 
-    score_command(checkpoint, input, wrapper, as_json)
+    write_scores(checkpoint, input, sys.stdout, wrapper=wrapper, as_json=as_json)
 
 
 @app.command()

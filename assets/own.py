@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from assets.home import polar_home
-from assets.progress import shown
+from trainer.console import print_evaluation, shown
 from trainer.errors import BadGroupsError
 from trainer.own import Change, finetune_own
 
@@ -32,7 +32,7 @@ def finetune_command(
     as_json: bool,
 ) -> None:
     """Fine-tune, then print what it did to the scores of the rows it was trained on."""
-    with shown("fine-tuning") as progress:
+    with shown() as progress:
         summary, change = finetune_own(
             checkpoint, data, out, config=config, words=words, recipe=recipe, progress=progress
         )
@@ -86,13 +86,12 @@ def evaluate_command(
     as_json: bool,
 ) -> None:
     """Evaluate and print one line a number: the model, and its rulers beside it."""
-    from trainer.__main__ import print_evaluation
     from trainer.evaluate_files import evaluate_command as evaluate
     from trainer.model import read_record
 
     read_record(checkpoint)
     files = groups_files(data or _home_groups(checkpoint))
-    with shown("evaluating") as progress:
+    with shown() as progress:
         rows = evaluate([checkpoint], files, None, out, suites=suites, progress=progress)
     print_evaluation(rows, as_json=as_json)
 

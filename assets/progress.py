@@ -6,8 +6,7 @@ Stages call `progress(done, total, note)`; they do not know who listens.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 Progress = Callable[[int, int, str], None]
@@ -34,32 +33,6 @@ def log_progress(log: Log, *, every: float = 5.0) -> Progress:
         log.info(progress_line(done, total, now - start, note))
 
     return report
-
-
-@contextmanager
-def shown(title: str) -> Iterator[Progress]:
-    """A bar with an ETA on standard error; where that is no terminal, a line every ten seconds."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    out = Console(stderr=True)
-    start = last = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn())
-    ends = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    with Bars(*columns, *ends, console=out, transient=True, disable=not out.is_terminal) as bars:
-        task = bars.add_task(title, total=None, note="")
-
-        def report(done: int, total: int, note: str = "") -> None:
-            nonlocal last
-            bars.update(task, completed=done, total=total, note=note)
-            now = time.monotonic()
-            if not out.is_terminal and now - last >= 10:
-                last = now
-                line = progress_line(done, total, now - start, note)
-                out.print(f"{title}: {line}", highlight=False, soft_wrap=True)
-
-        yield report
 
 
 def progress_line(done: int, total: int, elapsed: float, note: str = "") -> str:

@@ -1,26 +1,21 @@
 """The trainer's own command line: `python -m trainer pretrain|finetune|evaluate|score|...`.
 
-It reads and writes files only; the commands with the same names under `polar` call the same
-functions.
+It reads and writes files only. `polar score` and `polar evaluate` call the same functions;
+`polar finetune` is `own`'s, which chooses settings by the rows.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import typer
 
 from trainer.errors import TrainerError
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0])
-
 
 Groups = Annotated[
     list[Path], typer.Option("--groups", help="groups file, Parquet or JSONL; may be repeated")
@@ -42,57 +37,45 @@ Set = Annotated[
 ]
 
 
-@app.command()
-def pretrain(
-    groups: Groups,
-    start: Start,
-    out: Out,
-    config: Config = None,
-    set_: Set = None,
-    recipe: Recipe = None,
-) -> None:
-    """Train on policy discrimination; scores use the wrapper `pretrain` unless told otherwise."""
-    _train("pretrain", groups, start, out, config, set_, recipe)
+def _training(stage: Literal["pretrain", "finetune"], what: str) -> None:
+    """Add the command of a training stage."""
+
+    @app.command(stage, help=what)
+    def command(
+        groups: Groups,
+        start: Start,
+        out: Out,
+        config: Config = None,
+        set_: Set = None,
+        recipe: Recipe = None,
+    ) -> None:
+        from trainer.console import shown
+        from trainer.loop import train
+        from trainer.settings import read_settings
+
+        settings = read_settings(config, set_ or [], recipe)
+        home = os.environ.get("POLAR_HOME")
+        cache = Path(home) / "cache" if home else None
+        with shown() as progress:
+            summary = train(
+                groups, start, out, settings, stage=stage, cache=cache, progress=progress
+            )
+        if os.environ.get("RANK", "0") != "0":
+            return
+        loss, accuracy = summary["loss"], summary["accuracy"]
+        typer.echo(
+            f"{out}: {summary['steps']} steps, {summary['pairs']} pairs, "
+            f"{summary['seconds']:.0f} s, loss {loss:.4f}, accuracy {accuracy:.4f}"
+        )
 
 
-@app.command()
-def finetune(
-    groups: Groups,
-    start: Start,
-    out: Out,
-    config: Config = None,
-    set_: Set = None,
-    recipe: Recipe = None,
-) -> None:
-    """Train on ranked answers; scores use the wrapper `sft` unless told otherwise."""
-    _train("finetune", groups, start, out, config, set_, recipe)
-
-
-def _train(
-    stage: Literal["pretrain", "finetune"],
-    groups: list[Path],
-    start: Path,
-    out: Path,
-    config: Path | None,
-    values: list[str] | None,
-    recipe: str | None,
-) -> None:
-    from trainer.console import shown
-    from trainer.loop import train
-    from trainer.settings import read_settings
-
-    settings = read_settings(config, values or [], recipe)
-    home = os.environ.get("POLAR_HOME")
-    cache = Path(home) / "cache" if home else None
-    with shown() as progress:
-        summary = train(groups, start, out, settings, stage=stage, cache=cache, progress=progress)
-    if os.environ.get("RANK", "0") != "0":
-        return
-    loss, accuracy = summary["loss"], summary["accuracy"]
-    typer.echo(
-        f"{out}: {summary['steps']} steps, {summary['pairs']} pairs, "
-        f"{summary['seconds']:.0f} s, loss {loss:.4f}, accuracy {accuracy:.4f}"
-    )
+_training(
+    "pretrain",
+    "Train on policy discrimination; scores use the wrapper `pretrain` unless told otherwise.",
+)
+_training(
+    "finetune", "Train on ranked answers; scores use the wrapper `sft` unless told otherwise."
+)
 
 
 @app.command()
@@ -105,13 +88,6 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="an object a line, not a number")] = False,
 ) -> None:
     """Score items with `prompt`, `reference` and `output`; one line each, in their order."""
-    score_command(checkpoint, source, wrapper, as_json)
-
-
-def score_command(
-    checkpoint: Path, source: str, wrapper: str | None = None, as_json: bool = False
-) -> None:
-    """What `score` does, for other command lines; see `trainer.score.write_scores`."""
     from trainer.score import write_scores
 
     write_scores(checkpoint, source, sys.stdout, wrapper=wrapper, as_json=as_json)
@@ -130,22 +106,14 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="an object a line")] = False,
 ) -> None:
     """Accuracy with intervals, and what rulers get beside it; with --out also as a report."""
+    from trainer.console import print_evaluation, shown
     from trainer.evaluate_files import evaluate_command
 
-    rows = evaluate_command(
-        checkpoints, groups, train_groups, out, suites=suite, progress=_progress
-    )
+    with shown() as progress:
+        rows = evaluate_command(
+            checkpoints, groups, train_groups, out, suites=suite, progress=progress
+        )
     print_evaluation(rows, as_json=as_json)
-
-
-def print_evaluation(rows: pa.Table, *, as_json: bool) -> None:
-    """Print the rows of an evaluation, a line each; its remarks go to standard error."""
-    from trainer.evaluate import notes_of
-
-    for row in rows.to_pylist():
-        typer.echo(json.dumps(row) if as_json else _row(row))
-    for note in notes_of(rows):
-        typer.echo(note, err=True)
 
 
 @app.command()
@@ -188,32 +156,21 @@ def convert(
     ] = "sft",
 ) -> None:
     """Official POLAR weights into a plain checkpoint, or a plain checkpoint back."""
+    from trainer.console import shown
     from trainer.convert import convert as convert_folder
 
     if wrapper not in ("pretrain", "sft"):
         msg = f"--wrapper {wrapper!r}: give sft, or pretrain for a -Base checkpoint"
         raise TrainerError(msg)
-    made = convert_folder(
-        source,
-        out,
-        like=like,
-        wrapper=cast('Literal["pretrain", "sft"]', wrapper),
-        progress=_progress,
-    )
+    with shown() as progress:
+        made = convert_folder(
+            source,
+            out,
+            like=like,
+            wrapper=cast('Literal["pretrain", "sft"]', wrapper),
+            progress=progress,
+        )
     typer.echo(f"{out}: {made}")
-
-
-def _row(row: dict[str, Any]) -> str:
-    low, high = ("?" if row[end] is None else f"{row[end]:.3f}" for end in ("low", "high"))
-    return (
-        f"{row['suite']:<22} {row['cell']:<11} {row['category']:<14} {row['metric']:<11} "
-        f"{row['scorer']:<20} {row['value']:.3f} [{low}, {high}]  n {row['n']}"
-    )
-
-
-def _progress(done: int, total: int, note: str) -> None:
-    if sys.stderr.isatty():
-        typer.echo(f"\r{100 * done // max(total, 1):3d} %  {note:<60}", nl=False, err=True)
 
 
 def main() -> None:
