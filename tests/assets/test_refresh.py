@@ -105,6 +105,7 @@ def test_pairs_have_a_freshness_policy(fresh: Home):
     assert policy is not None
 
 
+@pytest.mark.slow
 def test_duplicates_go_on_from_what_they_know(copy: Home):
     """New answers alone are looked at, and the clusters are those of all looked at anew."""
     workspace = copy.workspace()

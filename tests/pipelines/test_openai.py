@@ -6,10 +6,11 @@ import logging
 import threading
 import time
 import traceback
+from datetime import UTC, datetime
 
 import pytest
 
-from pipelines import ids, rollouts, staged
+from pipelines import answer_rows, ids, staged
 from pipelines.engines import asking, choose, vllm_server, wire
 from pipelines.engines.asking import Endpoint
 from pipelines.engines.base import Completion, Request, SetAside
@@ -557,7 +558,7 @@ def test_a_journal_and_its_file_together_are_no_double(tmp_path):
         "trajectory_id": b"t" * 16, "prompt_id": b"p" * 16, "policy_id": b"q" * 16,
         "sampling_id": b"s" * 16, "sample_index": 0, "text": "a\u2028b", "original_length": 3,
         "engine": "e", "content_hash": b"c" * 16, "flags": ["loop"],
-        "created_at": staged.datetime.now(rollouts.UTC),
+        "created_at": datetime.now(UTC),
     }  # fmt: skip
     journal = staged.Journal(tmp_path, 10)
     journal.add([row])
@@ -574,12 +575,12 @@ def test_a_journal_and_its_file_together_are_no_double(tmp_path):
 def test_a_clock_that_goes_backwards_loses_nothing(endpoint, tmp_path, monkeypatch):
     times = iter(range(2_000_000_000, 0, -3600))
 
-    class Clock(rollouts.datetime):
+    class Clock(datetime):
         @classmethod
         def now(cls, tz=None):
             return cls.fromtimestamp(next(times), tz)
 
-    monkeypatch.setattr(rollouts, "datetime", Clock)
+    monkeypatch.setattr(answer_rows, "datetime", Clock)
     monkeypatch.setattr(time, "time", lambda: float(next(times)))
     fake = endpoint(lambda b, i: (429, {}, {"Retry-After": "0.05"}) if i == 3 else good(b))
     prompts = tiny_policy.prompts_table(tiny_policy.texts(40))
