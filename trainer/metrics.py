@@ -37,10 +37,10 @@ def no_sums() -> dict[str, float]:
     return dict.fromkeys((*SUMS, "grad_norm", "steps", "since"), 0.0)
 
 
-def line_of(sums: Mapping[str, float], seconds: float, network: Work) -> dict[str, Any]:
+def line_of(sums: Mapping[str, float], seconds: float, work: Work) -> dict[str, Any]:
     """The means and rates of an interval of that many seconds."""
     seconds = max(seconds, 1e-9)
-    operations = network.per_id * sums["ids"] + network.per_pair * sums["seen"]
+    operations = work.per_id * sums["ids"] + work.per_pair * sums["seen"]
     return {
         "loss": sums["loss"] / sums["pairs"],
         "accuracy": sums["correct"] / sums["pairs"],

@@ -144,7 +144,12 @@ class RewardModel:
             state = weights or merged(self.network)
             self.network.save_pretrained(path, state_dict=state)
         self.tokenizer.save_pretrained(path)
-        (path / RECORD).write_text(self.record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_record(path, self.record)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Put `polar.json` into a checkpoint folder."""
+    (path / RECORD).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_record(path: Path) -> Record:
@@ -194,10 +199,8 @@ def _open(path: Path, *, may_miss_head: bool) -> tuple[PreTrainedModel, PreTrain
         msg = f"{path}: transformers cannot load it as a sequence classifier: {error}"
         raise BadCheckpointError(msg) from error
     with torch.no_grad():
-        for (
-            parameter
-        ) in network.parameters():  # a file's bytes lie anywhere, and where changes sums
-            parameter.data = parameter.data.clone()
+        for parameter in network.parameters():
+            parameter.data = parameter.data.clone()  # a file's bytes lie anywhere: sums would vary
     headless = "score.weight" in report["missing_keys"]
     missing = set(report["missing_keys"]) - ({"score.weight"} if may_miss_head else set())
     mismatched = {key for key, *_ in report["mismatched_keys"]}

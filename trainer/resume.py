@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 
 from trainer.errors import BadCheckpointError, ResumeError
-from trainer.model import RewardModel
+from trainer.model import RECORD, RewardModel
 from trainer.packing import Ids
 
 LOG = "metrics.jsonl"
@@ -135,16 +135,13 @@ def save(
 
     `weights` are the network's, gathered, where no process holds all of them.
     """
-    folder = out / "resume"
-    unfinished = folder / "unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save(unfinished, weights)
+    unfinished = _unfinished(out, model, weights)
     torch.save({"identity": wanted, "state": state}, unfinished / STATE)
-    target = folder / f"step-{state['step']:09d}"
+    target = unfinished.with_name(f"step-{state['step']:09d}")
     if target.exists():  # saved, then killed before another step was taken
         shutil.rmtree(target)
     unfinished.rename(target)
-    for old in folder.glob("step-*"):
+    for old in target.parent.glob("step-*"):
         if old != target:
             shutil.rmtree(old)
 
@@ -157,15 +154,21 @@ def finish(
     weights: dict[str, Any] | None = None,
 ) -> None:
     """Put the trained model into `out` and drop what was kept for resuming (see `save`)."""
-    unfinished = out / "resume" / "unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save(unfinished, weights)
+    unfinished = _unfinished(out, model, weights)
     record = json.dumps({"identity": wanted, "summary": summary}, indent=1)
     (unfinished / DONE).write_text(record + "\n", encoding="utf-8")
-    last = ("polar.json", DONE)
+    last = (RECORD, DONE)
     for file in sorted(unfinished.iterdir(), key=lambda file: (file.name in last, file.name)):
         file.replace(out / file.name)
-    shutil.rmtree(out / "resume")
+    shutil.rmtree(unfinished.parent)
+
+
+def _unfinished(out: Path, model: RewardModel, weights: dict[str, Any] | None) -> Path:
+    """The model in a new folder beside the steps, which nothing takes for one of them."""
+    folder = out / "resume" / "unfinished"
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save(folder, weights)
+    return folder
 
 
 def trim_log(out: Path, step: int) -> None:
