@@ -20,6 +20,7 @@ from typing import Any
 from transformers import LlamaConfig
 
 from trainer.errors import BadCheckpointError, TrainerError
+from trainer.files import read_object
 from trainer.internlm2 import (
     ARCHITECTURE,
     fuse,
@@ -27,11 +28,10 @@ from trainer.internlm2 import (
     llama_names,
     official_config,
     official_names,
-    read_json,
     split,
     tokenizer_of,
 )
-from trainer.model import RECORD, Mark, Record, read_record
+from trainer.model import Mark, Record, read_record, write_record
 from trainer.packing import Progress
 from trainer.template import SEPARATOR, Limits, Wrapper
 from trainer.weights import SHARD_BYTES, WEIGHTS, Shards, Weights
@@ -72,8 +72,8 @@ def convert(
     if out.exists():
         msg = f"{out} exists; choose another folder, or remove it"
         raise TrainerError(msg)
-    config = read_json(source / "config.json")
-    is_official = ARCHITECTURE in (config.get("architectures") or ())
+    config = _configuration(source)
+    is_official = _is_official(config)
     if not is_official and config.get("model_type") != "llama":
         msg = (
             f"{source}: model type {config.get('model_type')!r}, architectures "
@@ -129,7 +129,7 @@ def _to_llama(
         max_response_length=limits.max_response_length,
         stage="finetune" if wrapper == "sft" else "pretrain",
     )
-    (out / RECORD).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    write_record(out, record)
 
 
 def _to_official(
@@ -143,7 +143,7 @@ def _to_official(
     record = read_record(source)
     llama = LlamaConfig.from_dict(dict(config))
     files = _official_files(like or source)
-    official = read_json(files / "config.json")
+    official = _configuration(files)
     reward, separator = record.reward.id, tokenizer_of(files, official).get_vocab().get(SEPARATOR)
     if (official.get("reward_token_id"), separator) != (reward, record.separator.id):
         msg = (
@@ -161,6 +161,14 @@ def _to_official(
         (out / "config.json").write_text(text, encoding="utf-8")
 
 
+def _configuration(folder: Path) -> dict[str, Any]:
+    return read_object(folder / "config.json", "give the folder of a checkpoint")
+
+
+def _is_official(config: Mapping[str, Any]) -> bool:
+    return ARCHITECTURE in (config.get("architectures") or ())
+
+
 def _require_all(weights: Weights, wanted: set[str], where: Path) -> None:
     found = set(weights)
     if found != wanted:
@@ -174,8 +182,7 @@ def _require_all(weights: Weights, wanted: set[str], where: Path) -> None:
 def _official_files(folder: Path) -> Path:
     """Where a folder keeps the official files that are not weights."""
     for place in (folder / OFFICIAL, folder):
-        config = place / "config.json"
-        if config.is_file() and ARCHITECTURE in (read_json(config).get("architectures") or ()):
+        if (place / "config.json").is_file() and _is_official(_configuration(place)):
             return place
     msg = (
         f"{folder}: no {ARCHITECTURE} configuration and tokenizer came with it; give an official "

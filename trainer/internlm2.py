@@ -6,7 +6,6 @@ or writes one: folders belong to `convert`, the tokenizer's ids to `spm`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -19,6 +18,7 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from trainer.errors import BadCheckpointError
+from trainer.files import read_object
 from trainer.spm import fast_tokenizer, spelling
 
 ARCHITECTURE = "InternLM2ForRewardModel"
@@ -229,7 +229,7 @@ def tokenizer_of(folder: Path, config: Mapping[str, Any]) -> PreTrainedTokenizer
     Raises:
         BadCheckpointError: a file is missing, or the model is of another kind.
     """
-    settings = read_json(folder / "tokenizer_config.json")
+    settings = read_object(folder / "tokenizer_config.json", "restore the file")
     named = {
         name: content
         for name in ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -269,20 +269,3 @@ def tokenizer_of(folder: Path, config: Mapping[str, Any]) -> PreTrainedTokenizer
 
 def _content(token: Any) -> str | None:
     return token["content"] if isinstance(token, dict) else token
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        BadCheckpointError: there is no such file, or something else in it.
-    """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        msg = f"{file}: not readable ({error}); give the folder of a checkpoint"
-        raise BadCheckpointError(msg) from error
-    if not isinstance(values, dict):
-        msg = f"{file}: an object is expected; restore the file"
-        raise BadCheckpointError(msg)
-    return values

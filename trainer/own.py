@@ -6,17 +6,17 @@ no wish to read about learning rates needs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from trainer.data import read_groups
 from trainer.errors import BadCheckpointError, BadGroupsError
+from trainer.files import read_object
 from trainer.packing import Progress
 from trainer.settings import TrainSettings, read_settings
 
@@ -48,18 +48,16 @@ class Change:
 
     def summary(self) -> dict[str, Any]:
         """Comparisons, and the share won (ties one half) and mean margin before and after."""
-        result: dict[str, Any] = {}
+        from trainer.loss import pair_indices
+
+        better, worse = pair_indices(self.ranks)
+        result: dict[str, Any] = {"comparisons": len(better)}
         for name, scores in (("before", self.before), ("after", self.after)):
-            margins = [
-                s[i] - s[j]
-                for s, r in zip(scores, self.ranks, strict=True)
-                for i in range(len(r))
-                for j in range(len(r))
-                if r[i] < r[j]
-            ]
-            won = float(np.mean([(m > 0) + 0.5 * (m == 0) for m in margins]))
+            flat = np.concatenate(scores)
+            margins = flat[better] - flat[worse]
+            won = float(np.mean((margins > 0) + 0.5 * (margins == 0)))
             result[name] = {"accuracy": won, "margin": float(np.mean(margins))}
-        return {"comparisons": len(margins), **result}
+        return result
 
     def rows(self) -> list[dict[str, Any]]:
         """Per row the scores of its best and its worst candidate, before and after."""
@@ -105,9 +103,7 @@ def finetune_own(
     from trainer.score import Scorer
 
     read_record(Path(checkpoint))
-    groups = read_groups([data])
-    mine = [split == "train" for split in groups.column("split").to_pylist()]
-    groups = groups.filter(pa.array(mine, pa.bool_()))
+    groups = read_groups([data]).filter(pc.field("split") == "train")
     if not len(groups):
         msg = f"{data}: no rows of split 'train'; a row needs prompt, reference, chosen, rejected"
         raise BadGroupsError(msg)
@@ -124,12 +120,9 @@ def finetune_own(
 
 
 def _width(checkpoint: Path) -> int:
-    try:
-        return int(
-            json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["hidden_size"]
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = (
-            f"{checkpoint}/config.json: no hidden_size ({error}); give lr yourself, with a --recipe"
-        )
-        raise BadCheckpointError(msg) from error
+    file = checkpoint / "config.json"
+    width = read_object(file, "restore the file").get("hidden_size")
+    if not isinstance(width, int):
+        msg = f"{file}: hidden_size is {width!r}; give lr yourself, with a --recipe"
+        raise BadCheckpointError(msg)
+    return width

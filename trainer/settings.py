@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trainer.errors import TrainerError
+from trainer.files import read_object
 from trainer.recipes import recipe_file
+
+_ADVICE = "give a YAML file with a mapping of setting names to values"
 
 
 class LoraSettings(BaseModel):
@@ -90,8 +92,8 @@ def read_settings(
             a fault, unknown names with the nearest valid one.
     """
     values = dict(base or {})
-    values |= _mapping(recipe_file(recipe)) if recipe else {}
-    values |= _mapping(config) if config else {}
+    values |= read_object(recipe_file(recipe), _ADVICE, TrainerError) if recipe else {}
+    values |= read_object(config, _ADVICE, TrainerError) if config else {}
     for word in words:
         name, sign, value = word.partition("=")
         if not sign:
@@ -108,18 +110,6 @@ def read_settings(
     except ValidationError as error:
         where = str(config) if config else "settings"
         raise TrainerError("\n".join(_fault(f, where) for f in error.errors())) from error
-
-
-def _mapping(config: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        msg = f"{config}: not a readable YAML file: {error}"
-        raise TrainerError(msg) from error
-    if not isinstance(values, dict):
-        msg = f"{config}: a mapping of setting names to values is expected"
-        raise TrainerError(msg)
-    return values
 
 
 def _fault(fault: Any, where: str) -> str:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import BadCheckpointError
+from trainer.files import read_object
 from trainer.packing import Progress
 
 SHARD_BYTES = 2 << 30
@@ -39,12 +40,12 @@ class Weights(Mapping[str, Tensor]):
         """
         self._opened: dict[Path, Any] = {}
         self._where: dict[str, Path] = {}
-        for file in _files(folder):
+        files, declared = _files(folder)
+        for file in files:
             for name in self._open(file).keys():  # noqa: SIM118 - safetensors offers no iterator
-                if not name.endswith("rotary_emb.inv_freq"):  # computed, not learned
+                if _learned(name):
                     self._where[name] = file
-        declared = _declared(folder)
-        lost = sorted(declared - self._where.keys())
+        lost = sorted(set(filter(_learned, declared)) - self._where.keys())
         if lost:
             msg = f"{folder}: the index names {lost[0]}, which no file holds; download it again"
             raise BadCheckpointError(msg)
@@ -74,7 +75,12 @@ class Weights(Mapping[str, Tensor]):
         return self._opened[file]
 
 
-def _files(folder: Path) -> list[Path]:
+def _learned(name: str) -> bool:
+    return not name.endswith("rotary_emb.inv_freq")  # computed, though some files hold it
+
+
+def _files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The files of weights, and the names that an index says are in them."""
     for name in _INDEXES:
         if (folder / name).is_file():
             index = _index(folder / name)
@@ -83,28 +89,20 @@ def _files(folder: Path) -> list[Path]:
             if lost:
                 msg = f"{folder}: {', '.join(lost)} missing; download it again"
                 raise BadCheckpointError(msg)
-            return files
+            return files, list(index)
     for name in _SINGLES:
         if (folder / name).is_file():
-            return [folder / name]
+            return [folder / name], []
     msg = f"{folder}: no weights; expected one of {', '.join((*_INDEXES, *_SINGLES))}"
     raise BadCheckpointError(msg)
 
 
-def _declared(folder: Path) -> set[str]:
-    for name in _INDEXES:
-        if (folder / name).is_file():
-            names = _index(folder / name)
-            return {n for n in names if not n.endswith("rotary_emb.inv_freq")}
-    return set()
-
-
 def _index(file: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = f"{file}: not an index of weights ({error}); download it again"
-        raise BadCheckpointError(msg) from error
+    where = read_object(file, "download it again").get("weight_map")
+    if not isinstance(where, dict):
+        msg = f"{file}: not an index of weights: no weight_map in it; download it again"
+        raise BadCheckpointError(msg)
+    return where
 
 
 class Shards:
