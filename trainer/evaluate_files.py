@@ -7,7 +7,6 @@ What is measured belongs to `evaluate`, what is said about it to `report`.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,15 +98,16 @@ def _context(
     out: Path,
 ) -> ReportContext:
     """What can be said from files alone: checkpoint records, training curves and the command."""
+    from trainer.model import read_record
+    from trainer.resume import read_log
+
     known, curves = [], {}
     for scorer, path in checkpoints.items():
-        record = json.loads((path / "polar.json").read_text(encoding="utf-8"))
-        facts = {key: record.get(key) for key in ("stage", "parents", "snapshot", "checkpoint_id")}
-        known.append({"scorer": scorer, "path": path.name} | facts)
-        log = path / "metrics.jsonl"
-        if log.is_file():
-            lines = log.read_text(encoding="utf-8").splitlines()
-            curves[scorer] = [json.loads(line) for line in lines]
+        facts = {"stage", "parents", "snapshot", "checkpoint_id"}
+        record = read_record(path).model_dump(mode="json", include=facts)
+        known.append({"scorer": scorer, "path": path.name} | record)
+        if lines := read_log(path):
+            curves[scorer] = lines
     words = ["python", "-m", "trainer", "evaluate", *map(str, checkpoints.values())]
     for option, files in (("--groups", groups), ("--train-groups", train_groups or ())):
         words += [word for file in files for word in (option, str(file))]

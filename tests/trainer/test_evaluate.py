@@ -26,6 +26,7 @@ from trainer.evaluate import (
     reference_blind_check,
 )
 from trainer.evaluate_files import evaluate_command
+from trainer.model import Mark, Record, write_record
 
 QUICK = EvaluationSettings(resamples=100)
 PLAIN = EvaluationSettings(resamples=100, rulers=("length", "random"), shuffled_reference=False)
@@ -196,6 +197,16 @@ def test_reference_blind_check_needs_training_groups(world):
         reference_blind_check(preference(10), world, QUICK)
 
 
+RECORD = Record(
+    wrapper="pretrain",
+    separator=Mark(token="<s>", id=0),
+    reward=Mark(token="<r>", id=1),
+    max_length=64,
+    max_response_length=8,
+    stage="pretrain",
+)
+
+
 class FakeScorer:
     """Stands in for a checkpoint; where it was loaded from decides how good it is."""
 
@@ -216,7 +227,7 @@ def checkpoints(tmp_path, monkeypatch) -> list[Path]:
     folders = [tmp_path / name for name in ("good", "poor", "length")]
     for folder in folders:
         folder.mkdir()
-        (folder / "polar.json").write_text(json.dumps({"stage": "pretrain", "parents": []}))
+        write_record(folder, RECORD)
     (folders[0] / "metrics.jsonl").write_text('{"step": 1, "loss": 0.7, "accuracy": 0.5}\n')
     return folders
 
