@@ -34,7 +34,7 @@ def shown() -> Iterator[Report]:
                 task, completed=done, total=total, description=note
             )
         return
-    last, written = time.monotonic() - EVERY, ""
+    last, written = time.monotonic(), ""  # what is over at once says nothing
 
     def line(done: int, total: int, note: str) -> None:
         nonlocal last, written
