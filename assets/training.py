@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from assets import plots
 from assets.digests import digest
-from assets.results import made, progress_of, table_link
+from assets.results import AUTHOR, made, progress_of, table_link
 from assets.stages import asset_kwargs, provenance, stage_making
 from assets.storage import PROJECT
 from assets.workspace import Workspace
@@ -75,7 +75,7 @@ def publish_checkpoint(
             schema=schema,
         )
         lake.publish(
-            "polar", f"checkpoint {workspace.config.name}/{name}", [Upsert("checkpoints", table)]
+            AUTHOR, f"checkpoint {workspace.config.name}/{name}", [Upsert("checkpoints", table)]
         )
 
 
