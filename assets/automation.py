@@ -91,8 +91,7 @@ def new_checkpoints(
     for watch in watches:
         faults |= watch.unfinished(workspace.home)
     table = workspace.policies_now()[0]
-    ids = {name: str(key) for name, key in zip(
-        table["name"].to_pylist(), table["policy_id"].to_pylist(), strict=True)}  # fmt: skip
+    ids = {row["name"]: str(row["policy_id"]) for row in table.to_pylist()}
     known = set(context.instance.get_dynamic_partitions("policies"))
     new = sorted(name for name in ids if name not in known)
     if not new:

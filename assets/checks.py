@@ -4,20 +4,22 @@ Most are SQL on the lake that returns the rows at fault; the others look into gr
 checkpoints.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
 import dagster as dg
 
 from assets.corpus import sources_of
-from assets.results import sources_sql
 from assets.stages import CONFIG_TAG
 from assets.workspace import Workspace
 from pipelines.balance import LEAKAGE_SQL
+from pipelines.labels import sql_list
+from pipelines.lake import Lake
 from pipelines.schemas import SPLITS, TABLES
 
 SHOWN = 20
+NO_LAKE: list[dict[str, Any]] = [{"lake": "missing"}]
 SAME_POLICY_BOUNDS = (0.05, 0.60)
 MANY_SAMPLES, ONE_SEED = 50, 0.98  # further samples, and the share of equal ones that is no chance
 _IDENTICAL = """
@@ -123,7 +125,7 @@ def _sql_checks(asset: str) -> dg.AssetChecksDefinition:
 def _faults(workspace: Workspace, sql: str) -> list[dict[str, Any]]:
     lake = workspace.reader()
     if lake is None:
-        return [{"lake": "missing"}]
+        return NO_LAKE
     return lake.query(f"select * from ({sql}) limit {SHOWN}").to_pylist()
 
 
@@ -142,22 +144,30 @@ def _verdict(
     return dg.AssetCheckResult(passed=not rows, check_name=name, asset_key=asset, metadata=metadata)
 
 
-@dg.asset_check(
-    asset="pairs",
-    name="label_shares",
-    description="The same-policy share of each split is within 5 % and 60 %, where the answers "
-    "allow both labels.",
-    blocking=True,
-)
-def label_shares_bounded(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
-    """Counted after the budget."""
+Found = tuple[list[dict[str, Any]], dict[str, str]]
+"""Rows at fault, and the numbers that they were judged by."""
+
+
+def _number_check(
+    asset: str, name: str, holds: str, find: Callable[[Workspace, Lake], Found]
+) -> dg.AssetChecksDefinition:
+    """A check that judges numbers of the lake, and shows them."""
+
+    @dg.asset_check(asset=asset, name=name, description=holds, blocking=True)
+    def check(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
+        lake = workspace.reader()
+        rows, numbers = find(workspace, lake) if lake else (NO_LAKE, {})
+        return _verdict(workspace, rows, numbers=numbers)
+
+    return check
+
+
+def _label_shares(workspace: Workspace, lake: Lake) -> Found:
+    """The same-policy share of each split, counted after the budget."""
     from pipelines.pairs import label_shares
 
-    lake = workspace.reader()
-    if lake is None:
-        return _verdict(workspace, [{"lake": "missing"}])
     low, high = SAME_POLICY_BOUNDS
-    sources = sources_sql(sources_of(workspace))
+    sources = sql_list(sources_of(workspace))
     counts = lake.query(f"from counts where stage = 'pairs' and source in ({sources})")
     rows = [
         row
@@ -165,26 +175,15 @@ def label_shares_bounded(workspace: dg.ResourceParam[Workspace]) -> dg.AssetChec
         if row["source"] == "all" and row["split"] in SPLITS
     ]
     shown = {row["split"]: f"{row['share']:.3f}, possible: {row['possible']}" for row in rows}
-    outside = [row for row in rows if row["possible"] and not low <= row["share"] <= high]
-    return _verdict(workspace, outside, numbers=shown)
+    return [row for row in rows if row["possible"] and not low <= row["share"] <= high], shown
 
 
-@dg.asset_check(
-    asset="trajectories",
-    name="samples_differ",
-    description="A policy that draws gives its samples different texts; all alike means that they "
-    "were drawn with one seed.",
-    blocking=True,
-)
-def samples_differ(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
+def _equal_samples(_: Workspace, lake: Lake) -> Found:
     """The share of equal texts among samples of one policy on one prompt, for each policy."""
-    lake = workspace.reader()
-    if lake is None:
-        return _verdict(workspace, [{"lake": "missing"}])
     rows = lake.query(_IDENTICAL).to_pylist()
     shown = {row["name"]: f"{row['identical']:.3f} of {row['repeats']:,}" for row in rows}
     same = [row for row in rows if row["repeats"] >= MANY_SAMPLES and row["identical"] >= ONE_SEED]
-    return _verdict(workspace, same, numbers=shown)
+    return same, shown
 
 
 @dg.asset_check(
@@ -236,8 +235,20 @@ def _checks() -> tuple[dg.AssetChecksDefinition, ...]:
     return (
         *(_sql_checks(asset) for asset in assets),
         *(_checkpoint_check(asset) for asset in checkpoints),
-        label_shares_bounded,
-        samples_differ,
+        _number_check(
+            "pairs",
+            "label_shares",
+            "The same-policy share of each split is within 5 % and 60 %, where the answers allow "
+            "both labels.",
+            _label_shares,
+        ),
+        _number_check(
+            "trajectories",
+            "samples_differ",
+            "A policy that draws gives its samples different texts; all alike means that they "
+            "were drawn with one seed.",
+            _equal_samples,
+        ),
         reference_blind,
     )
 

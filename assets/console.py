@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from typing import Any
 
 import dagster as dg
@@ -21,9 +20,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from assets.plan import prompts_of
 from assets.progress import Progress, duration, progress_line
 from assets.run import Item, Outcome, execute, plan
 from assets.workspace import Workspace
+from pipelines.attach import CATALOG
 from trainer.settings import TrainSettings
 
 console = Console()
@@ -170,15 +171,10 @@ def work_sizes(workspace: Workspace) -> dict[str, str]:
 
 
 def _pool_sizes(workspace: Workspace) -> dict[str, str]:
-    from pipelines import embedded, rollouts
-    from pipelines.prompt_sources import planned
+    from pipelines import rollouts
 
     config, policies = workspace.config, workspace.pool.policies
-    if config.prompt_sources:
-        asked = Counter(planned(config.prompt_sources, workspace.config_path.parent))
-    else:
-        table = embedded.prompts(config.prompts, config.split, workspace.pool.source)
-        asked = Counter(table["kind"].to_pylist())
+    asked = prompts_of(workspace)
     runs = len(workspace.embedded.runs) if workspace.embedded else 0
     wanted = sum(
         asked[str(rollouts.answers({"kind": policy.kind, "template": policy.template}))]
@@ -205,7 +201,8 @@ def _length(settings: TrainSettings) -> str:
 
 def summarise(workspace: Workspace) -> dict[str, Any]:
     """Rows per table, metrics with intervals and rulers, and where things are."""
-    if not (workspace.home / "lake" / "catalog.sqlite").exists():
+    catalog = workspace.home / CATALOG
+    if not catalog.exists():
         return {"home": str(workspace.home)}
     with workspace.lake(read_only=True) as lake:
         rows = lake.row_counts()
@@ -217,7 +214,7 @@ def summarise(workspace: Workspace) -> dict[str, Any]:
     report = workspace.report_dir / "report.html"
     return {
         "home": str(workspace.home),
-        "lake": str(workspace.home / "lake" / "catalog.sqlite"),
+        "lake": str(catalog),
         "report": str(report) if report.exists() else None,
         "rows": rows,
         "metrics": metrics,

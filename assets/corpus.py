@@ -18,19 +18,20 @@ import pyarrow.parquet as pq
 from assets import plots
 from assets.changes import changes_of
 from assets.results import (
+    AUTHOR,
     count_plot,
     made,
     of_sources,
     progress_of,
     replace_counts,
-    sources_sql,
     table_link,
 )
 from assets.stages import asset_kwargs, stages
 from assets.workspace import Workspace
+from pipelines.attach import quoted
+from pipelines.labels import input_sql, sql_list
 from pipelines.lake import Replace
-
-AUTHOR = "polar"
+from pipelines.prompt_sources import LISTED
 
 
 def sources_of(workspace: Workspace) -> list[str]:
@@ -70,7 +71,7 @@ def recorded(
     data = workspace.recorded_data()
     found = ingest(data, workspace.config.split, progress_of(context, workspace))
     sources = sorted(set(found.counts["source"].to_pylist()))
-    inside = sources_sql(sources)
+    inside = sql_list(sources)
     with workspace.lake() as lake:
         snapshot = lake.publish(
             AUTHOR,
@@ -80,7 +81,7 @@ def recorded(
                 Replace("preferences", found.preferences, of_sources(sources)),
                 Replace("policies", found.policies, f"source in ({inside})"),
                 Replace("prompts", found.prompts, f"source in ({inside})"),
-                Replace("quarantine", found.quarantine, "not starts_with(file, 'prompts of ')"),
+                Replace("quarantine", found.quarantine, f"not starts_with(file, {quoted(LISTED)})"),
                 replace_counts(found.counts, "ingest", sources),
             ],
         )
@@ -113,7 +114,6 @@ def duplicates(
     """Clusters of repeated answers; nothing is removed."""
     from pipelines.dedup import dedup
     from pipelines.dedup_index import new_answers
-    from pipelines.labels import sql_list
 
     work = fresh_work(workspace, "duplicates")
     texts = work / "texts.parquet"
@@ -122,7 +122,7 @@ def duplicates(
         settings, index = workspace.config.dedup, workspace.dedup_index
         answers = (
             "trajectories t join prompts p using (prompt_id) "
-            f"where p.source in ({sources_sql(sources)})"
+            f"where p.source in ({sql_list(sources)})"
         )
         present = lake.query(f"select t.trajectory_id, t.content_hash from {answers}")
         new = new_answers(index, settings, present)
@@ -188,7 +188,6 @@ def pairs(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult:
     """Label every pair of answers to one prompt; keep those of the budget."""
-    from pipelines.labels import input_sql
     from pipelines.pairs import label_shares, make_pairs, pair_rulers
 
     work = fresh_work(workspace, "pairs")
@@ -295,7 +294,6 @@ def groups(
     """Policy groups from answers, preference groups from preferences, and their files."""
     from pipelines.groups import make_groups
     from pipelines.groups_file import export_groups
-    from pipelines.labels import input_sql
     from pipelines.preference_groups import preference_groups
 
     work = fresh_work(workspace, "groups")
@@ -350,7 +348,7 @@ def find_similar(workspace: Workspace, text: str, top: int) -> list[dict[str, An
     with workspace.lake(read_only=True) as lake:
 
         def looked_up(keys: pa.Array) -> pa.Table:
-            named = ", ".join(f"'{key}'" for key in keys.to_pylist()) or "null"
+            named = sql_list([str(key) for key in keys.to_pylist()])
             return lake.query(
                 "select t.trajectory_id, t.text, y.name as policy from trajectories t "
                 f"join policies y using (policy_id) where t.trajectory_id in ({named})"

@@ -9,11 +9,12 @@ import pyarrow as pa
 from assets import plots
 from assets.corpus import sources_of
 from assets.digests import digest
-from assets.results import made, progress_of, sources_sql, table_link
+from assets.results import AUTHOR, made, progress_of, table_link
 from assets.stages import asset_kwargs
 from assets.training import git_revision, groups_snapshot, read_checkpoint_id
 from assets.workspace import Workspace
 from pipelines import ids, schemas
+from pipelines.labels import sql_list
 from pipelines.lake import Change, Replace
 from trainer.report import ReportContext, write_report
 
@@ -132,7 +133,7 @@ def report_context(workspace: Workspace) -> ReportContext:
         balance = lake.query(
             "select split, label, sum(rows)::bigint as rows from counts "
             f"where stage = 'pairs' and what = 'out' and source in "
-            f"({sources_sql(sources_of(workspace))}) group by all order by all"
+            f"({sql_list(sources_of(workspace))}) group by all order by all"
         ).to_pylist()
     data = " --data FOLDER" if workspace.config.is_recorded else ""
     return ReportContext(
@@ -169,10 +170,10 @@ def publish_rows(workspace: Workspace, rows: pa.Table) -> None:
         ],
         schema=schema,
     )
-    inside = ", ".join(f"'{key}'" for key in keys.values())
-    changes: list[Change] = [Replace("evaluations", table, f"checkpoint_id in ({inside})")]
+    inside = f"checkpoint_id in ({sql_list([*keys.values()])})"
+    changes: list[Change] = [Replace("evaluations", table, inside)]
     with workspace.lake() as lake:
-        lake.publish("polar", f"evaluations of {workspace.config.name}", changes)
+        lake.publish(AUTHOR, f"evaluations of {workspace.config.name}", changes)
 
 
 ASSETS = [report]

@@ -38,12 +38,13 @@ def plan_command(config: Path | None, assume: list[str], *, as_json: bool) -> No
         raise ConfigError(msg)
     assumed = workspace.config.plan.model_dump() | _given(assume)
     settings = parse(assumed, PlanSettings, "--assume")
+    prompts = prompts_of(workspace) or Counter(PROMPTS)
     facts = {
         "configuration": str(workspace.config_path),
-        "prompts": dict(prompts_of(workspace)),
+        "prompts": dict(prompts),
         **plan_corpus(
             workspace.pool.policies,
-            prompts_of(workspace),
+            prompts,
             workspace.config.rollouts,
             settings,
             _local_sizes(workspace),
@@ -56,7 +57,7 @@ def plan_command(config: Path | None, assume: list[str], *, as_json: bool) -> No
 
 
 def prompts_of(workspace: Workspace) -> Counter[str]:
-    """Prompts by kind: of the embedded world, of the files, or a round number."""
+    """Prompts by kind: of the files, or of the embedded world; none where there is neither."""
     from pipelines import embedded
     from pipelines.prompt_sources import planned
 
@@ -66,7 +67,7 @@ def prompts_of(workspace: Workspace) -> Counter[str]:
     if workspace.pool.embedded is not None:
         table = embedded.prompts(config.prompts, config.split, workspace.pool.source)
         return Counter(table["kind"].to_pylist())
-    return Counter(PROMPTS)
+    return Counter()
 
 
 def _is_pool(path: Path) -> bool:

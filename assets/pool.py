@@ -1,5 +1,6 @@
 """The pool side of the graph: weights trained here, policies, prompts."""
 
+from collections import Counter
 from typing import Any
 
 import dagster as dg
@@ -7,12 +8,13 @@ import pyarrow as pa
 
 from assets import plots
 from assets.progress import Progress
-from assets.results import count_plot, made, progress_of, replace_counts, table_link
+from assets.results import AUTHOR, count_plot, made, progress_of, replace_counts, table_link
 from assets.stages import asset_kwargs
 from assets.workspace import Workspace
 from pipelines import ids
 from pipelines.attach import quoted
 from pipelines.errors import ConfigError
+from pipelines.labels import sql_list
 from pipelines.lake import Change, Replace, Upsert
 from pipelines.prompt_sources import Drawn, draw_prompts, label_prefix
 from pipelines.schemas import COUNTS, QUARANTINE, TRAJECTORIES
@@ -53,15 +55,12 @@ def policies(
     table, unavailable = workspace.policies_now()
     with workspace.lake() as lake:
         snapshot = lake.publish(
-            "polar", f"policies: {table.num_rows} of the pool", [Upsert("policies", table)]
+            AUTHOR, f"policies: {table.num_rows} of the pool", [Upsert("policies", table)]
         )
     names = table["name"].to_pylist()
     context.instance.add_dynamic_partitions("policies", names)
     for name, reason in unavailable.items():
         context.log.warning(f"policy {name!r} cannot answer: {reason}")
-    groups: dict[str, int] = {}
-    for group in table["policy_group"].to_pylist():
-        groups[group] = groups.get(group, 0) + 1
     return made(
         context,
         workspace,
@@ -69,7 +68,7 @@ def policies(
             "dagster/row_count": table.num_rows,
             "held out": sum(side == "test" for side in table["split"].to_pylist()),
             "unavailable": dg.MetadataValue.json(unavailable),
-            "groups": plots.bars("policies by group", groups),
+            "groups": plots.bars("policies by group", Counter(table["policy_group"].to_pylist())),
             "snapshot": snapshot,
             **table_link("policies", "from pool_overview"),
         },
@@ -105,13 +104,13 @@ def prompts(
             replace_counts(drawn.counts, "ingest", [source]),
         ]
         if gone:  # what answers them is of no prompt any more; earlier snapshots keep it
-            inside = ", ".join(f"'{key}'" for key in gone)
+            inside = sql_list([str(key) for key in gone])
             answers = TRAJECTORIES.schema.empty_table()
             changes.append(Replace("trajectories", answers, f"prompt_id in ({inside})"))
-        snapshot = lake.publish("polar", f"prompts: {table.num_rows:,}", changes)
-    kinds: dict[str, int] = {}
-    for kind, side in zip(table["kind"].to_pylist(), table["split"].to_pylist(), strict=True):
-        kinds[f"{kind}, {side}"] = kinds.get(f"{kind}, {side}", 0) + 1
+        snapshot = lake.publish(AUTHOR, f"prompts: {table.num_rows:,}", changes)
+    kinds = Counter(
+        f"{row['kind']}, {row['split']}" for row in table.select(["kind", "split"]).to_pylist()
+    )
     return made(
         context,
         workspace,

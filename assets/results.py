@@ -13,7 +13,11 @@ from assets.digests import digest
 from assets.progress import Progress, log_progress
 from assets.stages import CONFIG_TAG, PROVENANCE, provenance, stage_making
 from assets.workspace import Workspace
+from pipelines.labels import sql_list
 from pipelines.lake import Replace
+
+AUTHOR = "polar"
+"""Who publishes, in the lake's snapshots."""
 
 
 def progress_of(context: dg.AssetExecutionContext, workspace: Workspace) -> Progress:
@@ -46,23 +50,17 @@ def table_link(table: str, query: str | None = None) -> dict[str, Any]:
     return {"table": dg.MetadataValue.md(f'`polar sql "{query or f"from {table} limit 20"}"`')}
 
 
-def sources_sql(sources: list[str]) -> str:
-    """Sources as the inside of an SQL `in (...)`."""
-    return ", ".join("'" + source.replace("'", "''") + "'" for source in sources) or "''"
-
-
 def of_sources(sources: list[str], prompt_column: str = "prompt_id") -> str:
     """SQL predicate: rows whose prompt is of these sources."""
     return (
-        f"{prompt_column} in (select prompt_id from prompts where source in "
-        f"({sources_sql(sources)}))"
+        f"{prompt_column} in (select prompt_id from prompts where source in ({sql_list(sources)}))"
     )
 
 
 def replace_counts(counts: pa.Table, stage: str, sources: list[str]) -> Replace:
     """The change that sets a stage's counts for some sources."""
     return Replace(
-        "counts", counts, f"stage = '{stage}' and source in ({sources_sql([*sources, 'all'])})"
+        "counts", counts, f"stage = '{stage}' and source in ({sql_list([*sources, 'all'])})"
     )
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from assets import plots
 from assets.digests import digest
 from assets.home import PROJECT
-from assets.results import made, progress_of, table_link
+from assets.results import AUTHOR, made, progress_of, table_link
 from assets.stages import asset_kwargs, provenance, stage_making
 from assets.workspace import Workspace
 from pipelines import ids, schemas
@@ -75,7 +75,7 @@ def publish_checkpoint(
             schema=schema,
         )
         lake.publish(
-            "polar", f"checkpoint {workspace.config.name}/{name}", [Upsert("checkpoints", table)]
+            AUTHOR, f"checkpoint {workspace.config.name}/{name}", [Upsert("checkpoints", table)]
         )
 
 

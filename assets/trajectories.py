@@ -10,14 +10,13 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.results import count_plot, made, progress_of, table_link
+from assets.results import AUTHOR, count_plot, made, progress_of, table_link
 from assets.stages import asset_kwargs, workspace_policy_ids
 from assets.workspace import Workspace
 from pipelines.engines.base import Engine
 from pipelines.errors import PolicyUnavailableError
 from pipelines.lake import Change, Replace, Upsert
 
-AUTHOR = "polar"
 SHOWN = 20
 
 

@@ -143,9 +143,13 @@ def stamp(settings: PromptSources, base: Path) -> list[tuple[str, int, int]]:
     return [(path.name, (at := path.stat()).st_size, at.st_mtime_ns) for path in found]
 
 
+LISTED = "prompts of "
+"""How the file names of all pools' rows in `quarantine` begin."""
+
+
 def label_prefix(source: str) -> str:
     """How the file names of a source's rows in `quarantine` begin."""
-    return f"prompts of {source}: "
+    return f"{LISTED}{source}: "
 
 
 def _batch(file: PromptFile, name: str) -> Batch:
