@@ -21,9 +21,6 @@ from torch import Tensor
 from trainer.blocks import HIDDEN, Batch, Plan, plan_of
 from trainer.packed import Row
 
-Rotary = tuple[Tensor, Tensor]
-"""Cosine and sine, (rows, 1, D / 2)."""
-
 
 def grouped_attention(
     query: Tensor,
@@ -50,10 +47,10 @@ def grouped_attention(
         only_last: see `query`.
     """
     cos, sin = (half[0, :, None, : half.shape[-1] // 2].float() for half in rotary)
-    asked = (cos[row.last], sin[row.last]) if only_last else (cos, sin)
-    asked = (asked[0] * scale, asked[1] * scale)
+    turns = torch.complex(cos, sin)
+    asked = scale * (turns[row.last] if only_last else turns)
     plan = plan_of(row, query.shape[2], key.shape[2], window, only_last)
-    found = _Attention.apply(query[0], key[0], value[0], asked, (cos, sin), plan, window)
+    found = _Attention.apply(query[0], key[0], value[0], asked, turns, plan, window)
     return found.unsqueeze(0)
 
 
@@ -66,14 +63,14 @@ class _Attention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rotary_q: Rotary,
-        rotary_k: Rotary,
+        turns_q: Tensor,
+        turns_k: Tensor,
         plan: Plan,
         window: int | None,
     ) -> Tensor:
         """Outputs (Q, H * D)."""
-        q = _rows(_rotated(query, rotary_q)).index_select(0, plan.queries)
-        k = _rows(_rotated(key, rotary_k)).index_select(0, plan.keys)
+        q = _rows(_turned(query, turns_q)).index_select(0, plan.queries)
+        k = _rows(_turned(key, turns_k)).index_select(0, plan.keys)
         v = _rows(value).index_select(0, plan.keys)
         read = torch.empty_like(q)
         keep = any(ctx.needs_input_grad[:3])
@@ -87,7 +84,7 @@ class _Attention(torch.autograd.Function):
                 kept.append(p_nRC)
         if keep:
             ctx.save_for_backward(q, k, v, *kept)
-            ctx.plan, ctx.rotary, ctx.shapes = plan, (rotary_q, rotary_k), (query.shape, key.shape)
+            ctx.plan, ctx.turns, ctx.shapes = plan, (turns_q, turns_k), (query.shape, key.shape)
         return read.index_select(0, plan.answers).view(query.shape[0], -1)
 
     @staticmethod
@@ -95,7 +92,7 @@ class _Attention(torch.autograd.Function):
         """Gradients of query, key and value, in their shapes."""
         q, k, v, *kept = ctx.saved_tensors
         plan: Plan = ctx.plan
-        rotary_q, rotary_k = ctx.rotary
+        turns_q, turns_k = ctx.turns
         query_shape, key_shape = ctx.shapes
         d_read = grads[0].reshape(-1, q.shape[1]).index_select(0, plan.queries)
         d_read.index_fill_(0, plan.filling, 0)
@@ -109,8 +106,8 @@ class _Attention(torch.autograd.Function):
             torch.bmm(d_s_nRC.transpose(1, 2), q_nRD, out=out[1])
             torch.bmm(d_s_nRC, k_nCD, out=out[0])
         asked = d_q.index_select(0, plan.answers).index_fill_(0, plan.outside, 0)
-        back_q = _rotated(asked.view(query_shape), (rotary_q[0], -rotary_q[1]))
-        back_k = _rotated(_summed(d_k, plan, key_shape), (rotary_k[0], -rotary_k[1]))
+        back_q = _turned_back(asked.view(query_shape), turns_q)
+        back_k = _turned_back(_summed(d_k, plan, key_shape), turns_k)
         return back_q, back_k, _summed(d_v, plan, key_shape), None, None, None, None
 
 
@@ -140,15 +137,23 @@ def _summed(parts: Tensor, plan: Plan, shape: tuple[int, ...]) -> Tensor:
     return total.view(shape[1], shape[0], shape[2]).transpose(0, 1)
 
 
-def _rotated(x: Tensor, rotary: Rotary) -> Tensor:
-    """X (rows, heads, D) turned by the angles whose cosine and sine are given."""
-    cos, sin = rotary
-    out = torch.empty(x.shape, dtype=x.dtype)
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin)
-    return out
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
+    """X (rows, heads, D) times `turns` (rows, 1, D / 2), halves of D taken as complex numbers.
+
+    Real and imaginary parts lie side by side in the result: queries and keys, both turned, have the
+    same products in any order of D, and complex numbers multiply faster than strided halves.
+    """
+    halves = x.unflatten(-1, (2, -1)).transpose(-1, -2)
+    pairs = halves.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+    turned = torch.view_as_complex(pairs) * turns
+    return torch.view_as_real(turned).to(x.dtype).view(x.shape)
+
+
+def _turned_back(x: Tensor, turns: Tensor) -> Tensor:
+    """The gradient of `_turned`, in the order of its argument."""
+    pairs = x.to(torch.float32).contiguous().unflatten(-1, (-1, 2))
+    turned = torch.view_as_complex(pairs) * turns.conj().resolve_conj()
+    return torch.view_as_real(turned).transpose(-1, -2).to(x.dtype).reshape(x.shape)
 
 
 def _probabilities(scores: Tensor, batch: Batch, window: int | None) -> Tensor:

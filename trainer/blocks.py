@@ -33,18 +33,24 @@ CACHED = 1 << 18
 CALL = 1 << 13
 """Products that take as long as it takes to start one batch more."""
 
+HIDDEN = -1e30
+"""Added to a product that nobody may see; finite, for a row of filling may see nothing at all."""
+
 
 class Block(NamedTuple):
     """Queries `query:query + rows` of the queries' tensor and the keys `low:high` they meet.
 
-    Keys are counted from the start of the segment's prefix.
+    Keys are counted from the start of the prefix, `before` ids long, at `prefix` in the row; after
+    it they go on at `start`.
     """
 
-    segment: Segment
     query: int
     rows: int
     low: int
     high: int
+    prefix: int
+    before: int
+    start: int
 
 
 @dataclass(frozen=True)
@@ -102,16 +108,16 @@ def plan_of(row: Row, heads: int, groups: int, window: int | None, only_last: bo
 def _blocks(segments: Sequence[Segment], window: int | None, only_last: bool) -> Iterator[Block]:
     """Every segment's blocks of queries and the keys they meet."""
     for segment in segments:
-        before = segment.prefix_end - segment.prefix
-        size = segment.end - segment.start
-        if only_last and segment.candidate is None:
-            continue  # nobody asks for what a prefix's last layer reads
+        before, size = segment.prefix_end - segment.prefix, segment.end - segment.start
         tile = -(-size // -(-size // TILE))  # blocks of one segment are about equal
-        for first in [size - 1] if only_last else range(0, size, tile):
-            last = min(first + tile, size)
-            query = segment.candidate if only_last else segment.start + first
+        asked = [(segment.start + first, first) for first in range(0, size, tile)]
+        if only_last:  # nobody asks for what a prefix's last layer reads
+            asked = [] if segment.candidate is None else [(segment.candidate, size - 1)]
+        for query, first in asked:
             low = 0 if window is None else max(0, before + first - window + 1)
-            yield Block(segment, query, last - first, low, before + last)
+            last = min(first + tile, size)
+            high = before + last
+            yield Block(query, last - first, low, high, segment.prefix, before, segment.start)
 
 
 def few_sizes(size: int, share: int = 8, least: int = 16) -> int:
@@ -123,7 +129,7 @@ def few_sizes(size: int, share: int = 8, least: int = 16) -> int:
 def _batched(blocks: list[Block], heads: int) -> Iterator[tuple[list[Block], int, int]]:
     """Blocks in batches with their rows and keys; a batch has a power of two of them."""
     shaped = [(few_sizes(b.rows) if b.rows > 1 else 1, b.high - b.low, b) for b in blocks]
-    shaped.sort(key=lambda s: (-s[0], -s[1], s[2].query))
+    shaped.sort(key=lambda s: (-s[0], -s[1], s[2]))
     at = 0
     while at < len(shaped):
         rows, keys = shaped[at][0], few_sizes(shaped[at][1])
@@ -140,44 +146,23 @@ def _batched(blocks: list[Block], heads: int) -> Iterator[tuple[list[Block], int
 
 
 def _plan(blocks: list[Block], heads: int, groups: int, asking: int, total: int) -> Plan:
-    repeat = heads // groups
-    batches, queries, keys, read, seen, stride = [], [], [], [], [], []
+    """The plan for these blocks, of `asking` queries and `total` ids of the row."""
+    group_G11 = np.arange(groups)[:, None, None]
+    head_GH1 = np.arange(heads).reshape(groups, -1, 1)
+    batches, queries, real_queries, keys, uses = [], [], [], [], []
     at_query, at_key = 0, 0
     for part, rows, columns in _batched(blocks, heads):
-        table = np.array(
-            [
-                (
-                    b.query,
-                    b.rows,
-                    b.low,
-                    b.high,
-                    b.segment.prefix,
-                    b.segment.start,
-                    b.segment.prefix_end - b.segment.prefix,
-                )
-                for b in part
-            ]
-        ).T[:, :, None]
-        query, size, low, high, prefix, start, before = table
-        ask = query + size - rows + np.arange(rows)  # (B, R)
-        place = high - columns + np.arange(columns)  # (B, C)
-        real_ask, real_key = ask >= query, place >= low
-        place = np.maximum(place, low)
-        met = np.where(place < before, prefix + place, start + place - before)
-        head = np.arange(heads).reshape(groups, repeat, 1)
-        queries.append((np.maximum(ask, query)[:, None, None] * heads + head).ravel())
-        keys.append((met[:, None] * groups + np.arange(groups)[:, None]).ravel())
-        read.append(np.broadcast_to(real_ask[:, None, None], (len(part), groups, repeat, rows)))
-        # where a key of head 0 lies among the gathered ones; another head's lies `columns` further
-        base = at_key + np.arange(len(part))[:, None] * groups * columns + np.arange(columns)
-        seen.append(np.stack([met[real_key], base[real_key]]))
-        stride.append(np.full(seen[-1].shape[1], columns))
-        fills = columns - (high - low)
-        most = int(fills.max())
-        hidden = None
-        if most:
-            hidden = torch.zeros(len(part), 1, 1, most)
-            hidden.masked_fill_(torch.from_numpy(np.arange(most) < fills)[:, None, None], HIDDEN)
+        query, size, low, high, prefix, before, start = np.array(part).T[:, :, None]
+        asks_BR = np.arange(rows) + query + size - rows
+        place_BC = np.maximum(np.arange(columns) + high - columns, low)
+        met_BC = np.where(place_BC < before, prefix + place_BC, start + place_BC - before)
+        queries.append(np.maximum(asks_BR, query)[:, None, None] * heads + head_GH1)
+        real_queries.append(np.broadcast_to((asks_BR >= query)[:, None, None], queries[-1].shape))
+        keys.append(met_BC[:, None] * groups + group_G11[:, 0])
+        lies_GBC = at_key + np.arange(keys[-1].size).reshape(keys[-1].shape).transpose(1, 0, 2)
+        filling_B1 = columns - (high - low)
+        real_BC = np.arange(columns) >= filling_B1
+        uses.append(np.vstack([met_BC[real_BC], lies_GBC[:, real_BC]]))
         next_query, next_key = at_query + queries[-1].size, at_key + keys[-1].size
         batches.append(
             Batch(
@@ -186,33 +171,32 @@ def _plan(blocks: list[Block], heads: int, groups: int, asking: int, total: int)
                 columns,
                 slice(at_query, next_query),
                 slice(at_key, next_key),
-                hidden,
+                _hidden(filling_B1),
             )
         )
         at_query, at_key = next_query, next_key
-    all_queries = np.concatenate(queries)
-    real = np.concatenate([r.ravel() for r in read])
+    asks, real = (np.concatenate([x.ravel() for x in parts]) for parts in (queries, real_queries))
     answers = np.full(asking * heads, -1)
-    answers[all_queries[real]] = np.flatnonzero(real)
-    rows_met, lies = np.concatenate(seen, axis=1)
-    order = np.argsort(rows_met, kind="stable")
-    uses = lies[order] + np.arange(groups)[:, None] * np.concatenate(stride)[order]
-    counts = np.bincount(rows_met, minlength=total)
-    ends = np.concatenate([[0], np.cumsum(np.tile(counts, groups))])
-    outside = np.flatnonzero(answers < 0)
-    answers[outside] = 0
-    as_tensor = torch.from_numpy
+    answers[asks[real]] = np.flatnonzero(real)
+    met, *lies = np.concatenate(uses, axis=1)
+    order = np.argsort(met, kind="stable")
+    counts = np.tile(np.bincount(met, minlength=total), groups)
     return Plan(
         tuple(batches),
-        as_tensor(all_queries),
-        as_tensor(np.concatenate(keys)),
-        as_tensor(np.flatnonzero(~real)),
-        as_tensor(answers),
-        as_tensor(outside),
-        as_tensor(uses.ravel()),
-        as_tensor(ends),
+        queries=torch.from_numpy(asks),
+        keys=torch.from_numpy(np.concatenate([x.ravel() for x in keys])),
+        filling=torch.from_numpy(np.flatnonzero(~real)),
+        answers=torch.from_numpy(answers.clip(min=0)),
+        outside=torch.from_numpy(np.flatnonzero(answers < 0)),
+        uses=torch.from_numpy(np.concatenate([of_group[order] for of_group in lies])),
+        first_uses=torch.from_numpy(np.concatenate([[0], np.cumsum(counts)])),
     )
 
 
-HIDDEN = -1e30
-"""Added to a product that nobody may see; finite, for a row of filling may see nothing at all."""
+def _hidden(filling_B1: np.ndarray) -> Tensor | None:
+    """What hides the first columns where they are filling."""
+    most = int(filling_B1.max())
+    if not most:
+        return None
+    fills_BF = torch.from_numpy(np.arange(most) < filling_B1)
+    return torch.zeros(len(fills_BF), 1, 1, most).masked_fill_(fills_BF[:, None, None], HIDDEN)
