@@ -1,37 +1,25 @@
-"""Attention over a packed row on a CPU: block by block, seeing only what is visible.
+"""Attention over a packed row on a CPU: in batched blocks, seeing only what is visible.
 
-Each segment's queries meet the keys of its prefix and its own in blocks of rows, so no mask over
-the whole row exists, nothing is padded, and no block above the diagonal is computed. The rotary
+No mask over the whole row exists and few blocks above the diagonal are computed. The rotary
 embedding is part of it, for both work on the same copies. In bf16 the products are bf16 and the
 softmax is fp32; in fp32 everything is.
 
-Who sees whom is said by `packed.Row`; FlexAttention over the same row is in `layout`.
+Which blocks there are is said by `blocks`; FlexAttention over the same row is in `layout`.
 
-Shapes: T ids of the row, Q queries (T, or one a candidate), H heads, G key heads, D of a head.
+Shapes: T ids of the row, Q queries (T, or one a candidate), H heads, G key heads, D of a head; a
+batch has B blocks of R queries that meet C keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.packed import Row, Segment
-
-ROWS = 256
-"""Queries of one block; larger ones compute more that is masked, smaller ones call more often."""
-
-
-class _Block(NamedTuple):
-    """Queries `first:last` (of the queries' tensor) against keys `low:high` of a segment."""
-
-    first: int
-    last: int
-    low: int
-    high: int
+from trainer.blocks import HIDDEN, Batch, Plan, plan_of
+from trainer.packed import Row
 
 
 def grouped_attention(
@@ -58,11 +46,11 @@ def grouped_attention(
         window: positions that a query sees, itself included; None for all.
         only_last: see `query`.
     """
-    cos, sin = (half[0, :, : half.shape[-1] // 2].float() for half in rotary)
-    picked = (cos[row.last], sin[row.last]) if only_last else (cos, sin)
-    found = _Attention.apply(
-        query[0], key[0], value[0], picked, (cos, sin), row.segments, scale, window, only_last
-    )
+    cos, sin = (half[0, :, None, : half.shape[-1] // 2].float() for half in rotary)
+    turns = torch.complex(cos, sin)
+    asked = scale * (turns[row.last] if only_last else turns)
+    plan = plan_of(row, query.shape[2], key.shape[2], window, only_last)
+    found = _Attention.apply(query[0], key[0], value[0], asked, turns, plan, window)
     return found.unsqueeze(0)
 
 
@@ -75,148 +63,115 @@ class _Attention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rotary_q: tuple[Tensor, Tensor],
-        rotary_k: tuple[Tensor, Tensor],
-        segments: Sequence[Segment],
-        scale: float,
+        turns_q: Tensor,
+        turns_k: Tensor,
+        plan: Plan,
         window: int | None,
-        only_last: bool,
     ) -> Tensor:
         """Outputs (Q, H * D)."""
-        heads, groups = query.shape[1], key.shape[1]
-        repeat = heads // groups
-        q_HQD = _rotated(query.transpose(0, 1), rotary_q).mul_(scale)
-        k_GTD = _rotated(key.transpose(0, 1), rotary_k)
-        v_GTD = value.transpose(0, 1).contiguous()
-        q = q_HQD.view(groups, repeat, *q_HQD.shape[1:])
-        out = torch.empty_like(q)
+        q = _rows(_turned(query, turns_q)).index_select(0, plan.queries)
+        k = _rows(_turned(key, turns_k)).index_select(0, plan.keys)
+        v = _rows(value).index_select(0, plan.keys)
+        read = torch.empty_like(q)
         keep = any(ctx.needs_input_grad[:3])
-        kept: list[Tensor] = []
-        for segment, blocks in _blocks(segments, window, only_last):
-            keys, values = _with_prefix(k_GTD, segment), _with_prefix(v_GTD, segment)
-            for block in blocks:
-                probabilities = _probabilities(q, keys, block, window)
-                read = torch.bmm(probabilities, values[:, block.low : block.high])
-                _rows(out, block).copy_(read.view(groups, repeat, -1, read.shape[-1]))
-                if keep:
-                    kept.append(probabilities)
+        kept = []
+        groups = key.shape[1]
+        for batch in plan.batches:
+            q_nRD, k_nCD, v_nCD, out_nRD = _of(batch, groups, q, k, v, read)
+            p_nRC = _probabilities(torch.bmm(q_nRD, k_nCD.transpose(1, 2)), batch, window)
+            torch.bmm(p_nRC, v_nCD, out=out_nRD)
+            if keep:
+                kept.append(p_nRC)
         if keep:
-            ctx.save_for_backward(q_HQD, k_GTD, v_GTD, *kept)
-            ctx.rotary = (rotary_q, rotary_k)
-            ctx.plan = (segments, scale, window, only_last)
-        flat = out.view_as(q_HQD).transpose(0, 1)
-        return flat.reshape(flat.shape[0], -1)
+            ctx.save_for_backward(q, k, v, *kept)
+            ctx.plan, ctx.turns, ctx.shapes = plan, (turns_q, turns_k), (query.shape, key.shape)
+        return read.index_select(0, plan.answers).view(query.shape[0], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of query, key and value, in their shapes."""
-        q_HQD, k_GTD, v_GTD, *blocks_kept = ctx.saved_tensors
-        segments, scale, window, only_last = ctx.plan
-        groups, repeat = len(k_GTD), len(q_HQD) // len(k_GTD)
-        q = q_HQD.view(groups, repeat, *q_HQD.shape[1:])
-        d_out = grads[0].view(q_HQD.shape[1], len(q_HQD), -1).transpose(0, 1).contiguous()
-        d_out = d_out.view_as(q)
-        d_q = torch.empty_like(q)
-        d_k = torch.zeros_like(k_GTD, dtype=torch.float32)
-        d_v = torch.zeros_like(d_k)
-        kept = iter(blocks_kept)
-        for segment, blocks in _blocks(segments, window, only_last):
-            keys, values = _with_prefix(k_GTD, segment), _with_prefix(v_GTD, segment)
-            for block in blocks:
-                low, high = block.low, block.high
-                probabilities, d_read = next(kept), _flat(d_out, block)
-                _add(d_v, segment, block, torch.bmm(probabilities.transpose(1, 2), d_read))
-                d_probabilities = torch.bmm(d_read, values[:, low:high].transpose(1, 2))
-                d_scores = torch._softmax_backward_data(
-                    d_probabilities, probabilities, -1, probabilities.dtype
-                )
-                _add(d_k, segment, block, torch.bmm(d_scores.transpose(1, 2), _flat(q, block)))
-                d_rows = torch.bmm(d_scores, keys[:, low:high])
-                _rows(d_q, block).copy_(d_rows.view(groups, repeat, -1, d_rows.shape[-1]))
-        (cos_q, sin_q), (cos_k, sin_k) = ctx.rotary
-        back_q = _rotated(d_q.view_as(q_HQD), (cos_q * scale, -sin_q * scale))
-        back_k = _rotated(d_k, (cos_k, -sin_k)).to(k_GTD.dtype)
-        gradients = (back_q, back_k, d_v.to(v_GTD.dtype))
-        return (*(g.transpose(0, 1) for g in gradients), None, None, None, None, None, None)
+        q, k, v, *kept = ctx.saved_tensors
+        plan: Plan = ctx.plan
+        turns_q, turns_k = ctx.turns
+        query_shape, key_shape = ctx.shapes
+        d_read = grads[0].reshape(-1, q.shape[1]).index_select(0, plan.queries)
+        d_read.index_fill_(0, plan.filling, 0)
+        d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        parts = (q, k, v, d_read, d_q, d_k, d_v)
+        for batch, p_nRC in zip(plan.batches, kept, strict=True):
+            q_nRD, k_nCD, v_nCD, d_nRD, *out = _of(batch, key_shape[1], *parts)
+            torch.bmm(p_nRC.transpose(1, 2), d_nRD, out=out[2])
+            d_p_nRC = torch.bmm(d_nRD, v_nCD.transpose(1, 2))
+            d_s_nRC = torch._softmax_backward_data(d_p_nRC, p_nRC, -1, p_nRC.dtype)
+            torch.bmm(d_s_nRC.transpose(1, 2), q_nRD, out=out[1])
+            torch.bmm(d_s_nRC, k_nCD, out=out[0])
+        asked = d_q.index_select(0, plan.answers).index_fill_(0, plan.outside, 0)
+        back_q = _turned_back(asked.view(query_shape), turns_q)
+        back_k = _turned_back(_summed(d_k, plan, key_shape), turns_k)
+        return back_q, back_k, _summed(d_v, plan, key_shape), None, None, None, None
 
 
-def _rotated(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """X (heads, rows, D) turned by the angles whose cosine and sine (rows, D / 2) are given."""
-    cos, sin = rotary
-    out = torch.empty(x.shape, dtype=x.dtype)
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin)
-    return out
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
-def _blocks(
-    segments: Sequence[Segment], window: int | None, only_last: bool
-) -> Iterator[tuple[Segment, list[_Block]]]:
-    """Every segment's blocks of queries and the keys they meet, counted from its prefix's start."""
-    for segment in segments:
-        before = segment.prefix_end - segment.prefix
-        size = segment.end - segment.start
-        if not only_last:
-            starts = list(range(before, before + size, ROWS))
-            offset = segment.start - before
-        elif segment.candidate is not None:
-            starts = [before + size - 1]
-            offset = segment.candidate - starts[0]
-        else:  # nobody asks for what a prefix's last layer reads
-            continue
-        ends = [*starts[1:], before + size]
-        blocks = []
-        for start, end in zip(starts, ends, strict=True):
-            low = 0 if window is None else max(0, start - window + 1)
-            blocks.append(_Block(start + offset, end + offset, low, end))
-        yield segment, blocks
+def _of(batch: Batch, groups: int, *parts: Tensor) -> list[Tensor]:
+    """A batch's blocks (B * G, rows, D) of queries and keys, in turn as the backward pass has them.
+
+    The order is q, k, v, then gradients or outputs: of queries, and after those of queries, keys
+    and values.
+    """
+    shapes = "qkvqqkv"
+    count = batch.blocks * groups
+    return [
+        part[batch.query if kind == "q" else batch.key].view(count, -1, part.shape[1])
+        for kind, part in zip(shapes, parts, strict=False)
+    ]
 
 
-def _with_prefix(x: Tensor, segment: Segment) -> Tensor:
-    """Keys or values (G, prefix + own, D) that a segment sees."""
-    prefix, prefix_end, start, end, _ = segment
-    if prefix_end == start or prefix == prefix_end:
-        return x[:, prefix if prefix_end == start else start : end]
-    return torch.cat([x[:, prefix:prefix_end], x[:, start:end]], dim=1)
+def _summed(parts: Tensor, plan: Plan, shape: tuple[int, ...]) -> Tensor:
+    """Gradients (T, G, D) of all keys from those of the gathered ones."""
+    total, *_ = torch.embedding_bag(
+        parts, plan.uses, plan.first_uses, include_last_offset=True, mode=0
+    )
+    return total.view(shape[1], shape[0], shape[2]).transpose(0, 1)
 
 
-def _add(total: Tensor, segment: Segment, block: _Block, part: Tensor) -> None:
-    """Add a block's gradients (G, keys, D) to those of the prefix's and the segment's ids."""
-    prefix, prefix_end, start, _, _ = segment
-    inside = max(0, min(prefix_end - prefix, block.high) - block.low)
-    if inside:
-        total[:, prefix + block.low : prefix + block.low + inside] += part[:, :inside]
-    first = start + max(0, block.low - (prefix_end - prefix))
-    total[:, first : first + part.shape[1] - inside] += part[:, inside:]
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
+    """X (rows, heads, D) times `turns` (rows, 1, D / 2), halves of D taken as complex numbers.
+
+    Real and imaginary parts lie side by side in the result: queries and keys, both turned, have the
+    same products in any order of D, and complex numbers multiply faster than strided halves.
+    """
+    halves = x.unflatten(-1, (2, -1)).transpose(-1, -2)
+    pairs = halves.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+    turned = torch.view_as_complex(pairs) * turns
+    return torch.view_as_real(turned).to(x.dtype).view(x.shape)
 
 
-def _rows(x: Tensor, block: _Block) -> Tensor:
-    return x[:, :, block.first : block.last]
+def _turned_back(x: Tensor, turns: Tensor) -> Tensor:
+    """The gradient of `_turned`, in the order of its argument."""
+    pairs = x.to(torch.float32).contiguous().unflatten(-1, (-1, 2))
+    turned = torch.view_as_complex(pairs) * turns.conj().resolve_conj()
+    return torch.view_as_real(turned).transpose(-1, -2).to(x.dtype).reshape(x.shape)
 
 
-def _flat(x: Tensor, block: _Block) -> Tensor:
-    """A block's rows (G, repeat * rows, D): the heads that share keys one below the other."""
-    rows = _rows(x, block)
-    return rows.reshape(len(rows), -1, rows.shape[-1])
-
-
-def _probabilities(q: Tensor, keys: Tensor, block: _Block, window: int | None) -> Tensor:
-    """The softmax (G, repeat * rows, keys) of a block's visible products."""
-    scores = torch.bmm(_flat(q, block), keys[:, block.low : block.high].transpose(1, 2))
-    rows, size = block.last - block.first, block.high - block.low
-    if rows > 1 or window is not None:
-        shaped = scores.view(len(scores), -1, rows, size)
-        shaped[..., size - rows :] += _triangle(ROWS, scores.dtype)[:rows, :rows]
-        hidden = 0 if window is None else size - window  # keys the last row does not see any more
-        if hidden > 0:
-            old = torch.ones(rows, hidden, dtype=torch.bool).tril_(hidden - rows)
-            shaped[..., :hidden].masked_fill_(old, -torch.inf)
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+def _probabilities(scores: Tensor, batch: Batch, window: int | None) -> Tensor:
+    """The softmax (B * G, heads that share a key * R, C) of a batch's visible products."""
+    rows, keys = batch.rows, batch.keys
+    if batch.hidden is not None:
+        shaped = scores.view(batch.blocks, -1, scores.shape[1], keys)
+        shaped[..., : batch.hidden.shape[-1]] += batch.hidden.to(scores.dtype)
+    shaped = scores.view(-1, rows, keys)
+    if rows > 1:
+        shaped[..., keys - rows :] += _later(rows, scores.dtype)
+    if window is not None and keys > window:
+        old = torch.ones(rows, keys, dtype=torch.bool).tril_(keys - rows - window)
+        shaped.masked_fill_(old, HIDDEN)
+    return torch.softmax(scores, dim=-1)
 
 
 @lru_cache
-def _triangle(rows: int, dtype: torch.dtype) -> Tensor:
-    """(rows, rows), minus infinity above the diagonal."""
-    return torch.full((rows, rows), -torch.inf, dtype=dtype).triu_(1)
+def _later(rows: int, dtype: torch.dtype) -> Tensor:
+    """(rows, rows), what hides later keys, above the diagonal."""
+    return torch.full((rows, rows), HIDDEN, dtype=dtype).triu_(1)

@@ -25,6 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from trainer import decoder
+from trainer.blocks import few_sizes
 from trainer.packed import Pieces, Row, row_of
 
 ROW_STEP = 1024
@@ -44,7 +45,7 @@ def shared(network: PreTrainedModel, pieces: Pieces) -> Tensor:
     if network.device.type != "cpu":
         return flex(network, pieces)
     if decoder.ready(network):
-        row = row_of(pieces, network.device)
+        row = row_of(pieces, network.device, length=ids_run("shared", pieces))
         return _head(network, decoder.last_hidden(network, row))
     rows = [row_of([group], network.device) for group in pieces]  # a mask over all would be large
     return torch.cat([_over_masks(network, row, _dense_mask) for row in rows])
@@ -99,7 +100,7 @@ def ids_run(layout: str, pieces: Pieces) -> int:
         lengths = [len(prefix) + len(suffix) for prefix, own in pieces for suffix in own]
         return len(lengths) * max(lengths)
     used = sum(len(prefix) + sum(map(len, own)) for prefix, own in pieces)
-    return -(-used // ROW_STEP) * ROW_STEP if layout == "flex" else used
+    return -(-used // ROW_STEP) * ROW_STEP if layout == "flex" else few_sizes(used, 32, 1)
 
 
 LAYOUTS: dict[str, Callable[[PreTrainedModel, Pieces], Tensor]] = {

@@ -11,8 +11,8 @@ Shapes: T ids of the row, N candidates of all groups.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ class Row:
     positions: Tensor
     segments: tuple[Segment, ...]
     last: Tensor
+    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """How kinds of layers compute attention over the row, kept by `blocks`."""
 
     def sees(self, window: int | None) -> MaskMod:
         """Which keys a query sees: its own segment's and its prefix's, none that come later.

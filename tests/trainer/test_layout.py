@@ -22,7 +22,7 @@ from transformers import (
     Qwen3ForSequenceClassification,
 )
 
-from trainer import attention, decoder, layout
+from trainer import attention, blocks, decoder, layout
 from trainer.layout import precision, separate, shared
 from trainer.packed import row_of
 
@@ -101,12 +101,12 @@ groups = st.lists(
 
 @pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=12, deadline=None)
-@given(shapes=groups, seed=st.integers(0, 99), rows=st.sampled_from([7, 256]))
-def test_shared_prefixes_change_neither_scores_nor_gradients(name, shapes, seed, rows):
+@given(shapes=groups, seed=st.integers(0, 99), tile=st.sampled_from([7, 64]))
+def test_shared_prefixes_change_neither_scores_nor_gradients(name, shapes, seed, tile):
     network, pieces = family(name), random_pieces(shapes, seed)
     assert decoder.ready(network)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "ROWS", rows)
+        patch.setattr(blocks, "TILE", tile)
         assert_alike(network, shared, pieces)
 
 
@@ -149,6 +149,36 @@ def test_one_group_does_not_touch_the_scores_of_another(name, shapes, data):
     assert torch.allclose(before[~mine], other_lengths[~mine], atol=1e-5)
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    shapes=groups,
+    heads=st.sampled_from([1, 4]),
+    window=st.sampled_from([None, 5]),
+    only_last=st.booleans(),
+)
+def test_a_plan_asks_for_every_visible_key_once(shapes, heads, window, only_last):
+    row = row_of(random_pieces(shapes, 0), torch.device("cpu"))
+    plan = blocks.plan_of(row, heads, heads, window, only_last)
+    asked = row.last if only_last else torch.arange(row.ids.shape[1])
+    every = torch.arange(row.ids.shape[1])
+    wanted = row.sees(window)(every, every, asked[:, None], every[None])
+    seen = torch.zeros(len(asked) * heads, len(every) * heads)
+    read = torch.ones(len(plan.queries), dtype=torch.bool)
+    read[plan.filling] = False
+    for batch in plan.batches:
+        products = torch.zeros(batch.blocks * heads, batch.rows, batch.keys)
+        visible = attention._probabilities(products, batch, window) > 0
+        q = plan.queries[batch.query].view(batch.blocks * heads, batch.rows)
+        k = plan.keys[batch.key].view(batch.blocks * heads, batch.keys)
+        real = read[batch.query].view(q.shape)
+        for n in range(len(q)):
+            seen[q[n, real[n]].unsqueeze(1), k[n]] += visible[n, real[n]]
+    for head in range(heads):
+        assert torch.equal(seen[head::heads, head::heads], wanted.float())
+    assert seen.sum() == heads * wanted.sum()
+    assert len({(b.blocks, b.rows, b.keys) for b in plan.batches}) <= len(plan.batches)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bf16_stays_close_to_separate_sequences(name):
     network, pieces = family(name), random_pieces(SHAPES, 6)
@@ -165,9 +195,7 @@ def test_the_difference_of_a_wrong_layout_is_seen(monkeypatch):
     torch.nn.init.zeros_(network.score.weight)
     assert layout.difference(network, "shared", pieces) < 1e-5
     assert not network.score.weight.any()
-    monkeypatch.setattr(
-        attention, "_triangle", lambda *_: torch.zeros(attention.ROWS, attention.ROWS)
-    )
+    monkeypatch.setattr(attention, "_later", lambda rows, _: torch.zeros(rows, rows))
     assert layout.difference(network, "shared", pieces) > 1e-2
 
 

@@ -55,7 +55,7 @@ def test_an_interval_says_what_was_run(tmp_path, groups_file, backbone):
     work = Work(model.network)
     operations = work.per_id * ids.distinct().sum() + work.per_pair * ids.seen().sum()
     assert total("flop_per_s") == pytest.approx(operations, rel=0.02)
-    assert {line["padding"] for line in lines} == {0.0}
+    assert all(0 <= line["padding"] < 1 / 32 for line in lines)
     assert all(10**7 < line["memory_bytes"] < 10**11 for line in lines)
     assert summary["tokens"] < ids.official().sum()  # three pairs of three, two ids of each six
     padded = run(groups_file, backbone, tmp_path / "b", layout="separate", max_steps=2)
@@ -73,8 +73,7 @@ def test_an_interval_says_what_was_run(tmp_path, groups_file, backbone):
 def test_a_layout_that_is_wrong_is_found_at_the_first_batch(
     tmp_path, groups_file, backbone, monkeypatch
 ):
-    blind = torch.zeros(attention.ROWS, attention.ROWS)
-    monkeypatch.setattr(attention, "_triangle", lambda *_: blind)
+    monkeypatch.setattr(attention, "_later", lambda rows, _: torch.zeros(rows, rows))
     with pytest.raises(LayoutError, match=r"they differ by 0\.\d+ .* set layout=separate"):
         run(groups_file, backbone, tmp_path / "a")
     run(groups_file, backbone, tmp_path / "b", layout="separate", max_steps=1)

@@ -1,0 +1,336 @@
+"""Training beside TRL's RewardTrainer and plain padded pairs: pairs/s, memory, loss curves.
+
+    python benchmarks/train/bench.py [--data ../shared/data/open] [--home DIR] [--quick]
+
+One Llama from random weights (12 M parameters), real triples of `oasst_sampling`, ids made
+beforehand, bf16 autocast, both cores. Every contender is a process in an environment of its own
+and they take turns; a repeat is a step to warm up and two timed steps of 21 pairs. All run the same
+pairs. TRL runs them in random order and, as grouping by length would, sorted over all repeats
+(short with short, long with long), each at the fastest settings found; a ratio is against the
+faster of the two. Environments are made in the home on the first run (TRL's has 1.5 GB). The last
+line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import triples
+from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+from trainer.language_model import train_tokenizer
+from trainer.template import Limits, Template, Texts
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PEERS = {
+    "trl": ["trl==1.16.0", "transformers==5.19.0", "torch==2.13.0"],
+    "padded": ["transformers==5.19.0", "torch==2.13.0", "numpy"],
+}
+CONTEXT = 2048
+BEST = {"attention": "sdpa", "optimiser": "adamw_torch_fused", "micro": 21, "threads": 2}
+"""Where TRL's search begins; then one setting after another is tried."""
+LADDER: list[tuple[str, list[Any]]] = [
+    ("micro", [7, 3]),
+    ("attention", ["eager"]),
+    ("optimiser", ["adamw_torch"]),
+    ("threads", [1]),
+]
+
+
+class Contender:
+    """A process that runs steps when it is told to."""
+
+    def __init__(self, python: str, script: str, model: Path, log: Path) -> None:
+        own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+        own |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+        self.script, self.log = script, log
+        with log.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [python, str(HERE / script), str(model)],
+                env=os.environ | own,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        self._answer()
+
+    def run(self, task: str, steps: list[Any], **options: Any) -> dict[str, Any]:
+        """What the process answers: seconds of all steps but the first, losses or scores, peak.
+
+        Raises:
+            RuntimeError: it died; its log says why.
+        """
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"task": task, "steps": steps, **options}) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def stop(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            message = f"{self.script} ended; see {self.log}"
+            raise RuntimeError(message)
+        return json.loads(line)
+
+
+def python_of(peer: str, folder: Path) -> str:
+    """The interpreter of a peer's environment, which is made if it is not there."""
+    python, ready = folder / peer / "bin" / "python", folder / peer / "ready"
+    if not ready.is_file():
+        say(f"making the environment of {peer} in {folder} (minutes) ...")
+        subprocess.run([sys.executable, "-m", "venv", str(folder / peer)], check=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*install, *PEERS[peer]], check=True)
+        ready.touch()
+    return str(python)
+
+
+def say(text: str) -> None:
+    """A line of progress with the time since the start."""
+    print(f"[{time.perf_counter() - BEGAN:6.0f} s] {text}", flush=True)
+
+
+def make_model(folder: Path, drawn: dict[int, list[triples.Triples]], quick: bool) -> Template:
+    """Write the classifier with random weights and its tokenizer; the template that makes ids."""
+    groups = [group for k in sorted(drawn) for group in drawn[k]]
+    texts = [text for g in groups for text in (g.prompt, g.reference, *g.candidates)]
+    train_tokenizer(texts, 4096, folder, context=CONTEXT)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    width, layers = (64, 2) if quick else (384, 6)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64 if width > 64 else 2,
+        num_key_value_heads=width // 64 if width > 64 else 2,
+        max_position_embeddings=CONTEXT,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    network = LlamaForSequenceClassification(config)
+    network.save_pretrained(folder)
+    say(f"model: {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters")
+    return Template(tokenizer, Limits.for_context(256 if quick else CONTEXT))
+
+
+def encode(template: Template, drawn: list[triples.Triples]) -> list[triples.Sequences]:
+    """Every group's sequences; those whose cut texts became equal are left out."""
+    found = template.encode(
+        [Texts(g.prompt, g.reference, g.candidates, "pretrain") for g in drawn], one_prompt=True
+    )
+    return [group for group in found if all(group[0] != other for other in group[1:])]
+
+
+class Race:
+    """The contenders, and what they did."""
+
+    def __init__(self, contenders: dict[str, Contender], threads: int) -> None:
+        self.contenders, self.threads = contenders, threads
+        self.settings: dict[bool, dict[str, Any]] = {}
+
+    def train(self, name: str, steps: list[Any], bf16: bool = True, **options: Any) -> Any:
+        """Run steps on a contender; TRL's and the padded loop's are pairs."""
+        options = {"threads": self.threads, "lr": 1e-4, "bf16": bf16, **options}
+        return self.contenders[name].run("train", steps, **options)
+
+    def search(self, steps: dict[bool, list[Any]]) -> None:
+        """Find TRL's fastest settings on one repeat's steps, in order and sorted by length."""
+        for grouped, mine in steps.items():
+            best, chosen = 0.0, dict(BEST)
+            for name, values in [("start", [None]), *LADDER]:
+                for value in values:
+                    tried = chosen | ({} if name == "start" else {name: value})
+                    found = pairs_per_s(self.train("trl", mine, **tried), mine)
+                    say(f"TRL, {'sorted' if grouped else 'random'}, {tried}: {found:.2f} pairs/s")
+                    if found > best:
+                        best, chosen = found, tried
+            self.settings[grouped] = chosen
+
+    def compare(self, label: str, repeats: list[list[list[triples.Sequences]]]) -> dict[str, Any]:
+        """All contenders on all repeats, in turns."""
+        paired = [[[p for g in step for p in triples.pairs(g)] for step in r] for r in repeats]
+        ranked = triples.by_length([steps[1:] for steps in paired])
+        names = ("ours", "padded", "trl", "trl_sorted")
+        rates: dict[str, list[float]] = {name: [] for name in names}
+        peaks = dict.fromkeys(names, 0.0)
+        for number, steps in enumerate(paired):
+            grouped = [steps[0], *ranked[number]]
+            turns = {
+                "ours": lambda n=number: self.train("ours", repeats[n]),
+                "padded": lambda s=steps: self.train("padded", s),
+                "trl": lambda s=steps: self.train("trl", s, **self.settings[False]),
+                "trl_sorted": lambda s=grouped: self.train("trl", s, **self.settings[True]),
+            }
+            for turn in range(len(names)):  # another one begins every time
+                name = names[(turn + number) % len(names)]
+                found = turns[name]()
+                rates[name].append(pairs_per_s(found, steps))
+                peaks[name] = max(peaks[name], found["peak_mib"])
+            shown = ", ".join(f"{name} {rates[name][-1]:.2f}" for name in names)
+            say(f"{label}, repeat {number + 1} of {len(repeats)}: {shown} pairs/s")
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+        ours = sum(triples.ids_of_shared(s) for r in repeats for s in r[1:])
+        micro = {False: self.settings[False]["micro"], True: self.settings[True]["micro"]}
+        ids = {
+            "padded": sum(triples.ids_of_padded(s) for r in paired for s in r[1:]),
+            "trl": sum(triples.ids_of_padded(s, micro[False]) for r in paired for s in r[1:]),
+            "trl_sorted": sum(triples.ids_of_padded(s, micro[True]) for r in ranked for s in r),
+        }
+        return {
+            "pairs_per_s": {name: round(value, 2) for name, value in medians.items()},
+            "spread": {name: [round(min(v), 2), round(max(v), 2)] for name, v in rates.items()},
+            "peak_mib": peaks,
+            "ratio_vs_trl": round(medians["ours"] / max(medians["trl"], medians["trl_sorted"]), 2),
+            "ratio_vs_padded": round(medians["ours"] / medians["padded"], 2),
+            "token_bound": {name: round(value / ours, 2) for name, value in ids.items()},
+            "ids_a_pair": round(ours / (2 * triples.PAIRS * len(repeats))),
+            "repeats": len(repeats),
+        }
+
+    def curves(self, steps: list[list[triples.Sequences]]) -> dict[str, Any]:
+        """Losses in fp32 of all three from one start on the same batches."""
+        paired = [[p for g in step for p in triples.pairs(g)] for step in steps]
+        options = self.settings[False] | {"micro": len(paired[0])}
+        losses = {
+            "ours": self.train("ours", steps, bf16=False)["losses"],
+            "trl": self.train("trl", paired, bf16=False, **options)["losses"],
+            "padded": self.train("padded", paired, bf16=False)["losses"],
+        }
+        ours = np.array(losses["ours"])
+        apart = {
+            name: float(np.abs(np.array(losses[name]) / ours - 1).max())
+            for name in ("trl", "padded")
+        }
+        return {"steps": len(steps), "losses": losses, "largest_relative_difference": apart}
+
+    def scoring(self, repeats: list[list[list[triples.Sequences]]]) -> dict[str, Any]:
+        """Candidates a second without gradients, ours against padded rows, as drawn and sorted."""
+        rates: dict[str, list[float]] = {"ours": [], "padded": [], "padded_sorted": []}
+        apart = 0.0
+        for number, steps in enumerate(repeats):
+            rows = [[row for group in step for row in group] for step in steps]
+            every = sorted((row for step in rows[1:] for row in step), key=len)
+            half = len(every) // 2
+            turns = {
+                "ours": steps,
+                "padded": rows,
+                "padded_sorted": [rows[0], every[:half], every[half:]],
+            }
+            scores = {}
+            for name, mine in turns.items():
+                contender = self.contenders["ours" if name == "ours" else "padded"]
+                found = contender.run("score", mine, threads=self.threads, bf16=True)
+                rates[name].append(len(every) / found["seconds"])
+                scores[name] = np.array(found["scores"])
+            apart = max(apart, float(np.abs(scores["ours"] - scores["padded"]).max()))
+            shown = ", ".join(f"{name} {values[-1]:.1f}" for name, values in rates.items())
+            say(f"scoring, repeat {number + 1} of {len(repeats)}: {shown} candidates/s")
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+        best = max(medians["padded"], medians["padded_sorted"])
+        return {
+            "candidates_per_s": {name: round(value, 1) for name, value in medians.items()},
+            "ratio_vs_padded": round(medians["ours"] / best, 2),
+            "largest_difference_bf16": apart,
+        }
+
+
+def pairs_per_s(found: dict[str, Any], steps: list[Any]) -> float:
+    """Pairs of all steps but the first, a second."""
+    return triples.PAIRS * (len(steps) - 1) / found["seconds"]
+
+
+def main() -> None:
+    """Run it all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    data = os.environ.get("POLAR_DATA", str(ROOT.parent / "shared" / "data" / "open"))
+    home = Path(os.environ.get("POLAR_HOME", ROOT / "var")) / "bench" / "train"
+    parser.add_argument("--data", default=data)
+    parser.add_argument("--home", default=str(home))
+    parser.add_argument("--environments", help="the peers' environments (default: in the home)")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--curve-steps", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="small and unmeasured: does it run?")
+    options = parser.parse_args()
+    folder = Path(options.home).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    environments = Path(options.environments or folder / "environments").resolve()
+    pythons = {"ours": sys.executable, **{p: python_of(p, environments) for p in PEERS}}
+
+    few = 1 if options.quick else 3
+    count = {2: 1 if options.quick else options.repeats}
+    count |= {4: count[2], 8: min(count[2], few)}
+    rng = np.random.default_rng(1)
+    say(f"drawing triples of {triples.SOURCE} from {options.data}")
+    need = {k: 3 * n * (triples.PAIRS // (k - 1)) for k, n in count.items()}
+    many = {k: n * (12 if k == 4 else 1) + 20 for k, n in need.items()}
+    drawn = {k: triples.draw(Path(options.data), k, n, rng) for k, n in many.items()}
+    template = make_model(folder / "model", drawn, options.quick)
+    groups = {k: encode(template, drawn[k]) for k in drawn}
+    shapes = {f"mixed_k{k}": (groups[k][: need[k]], k, count[k]) for k in need}
+    rest = sorted(groups[4][need[4] :], key=triples.longest)
+    quarter = len(rest) // 4
+    shapes |= {
+        name: ([part[i] for i in rng.permutation(len(part))], 4, few)
+        for name, part in (("short_k4", rest[:quarter]), ("long_k4", rest[-quarter:]))
+    }
+    ready = {
+        name: triples.repeats(triples.steps(part, k), n) for name, (part, k, n) in shapes.items()
+    }
+    scripts = {"ours": "ours.py", "trl": "trl_peer.py", "padded": "padded_peer.py"}
+    contenders = {
+        name: Contender(pythons[name], script, folder / "model", folder / f"{name}.log")
+        for name, script in scripts.items()
+    }
+    race = Race(contenders, options.threads)
+    results: dict[str, Any] = {}
+    try:
+        race.contenders["ours"].run("score", ready["mixed_k4"][0][:1], threads=2, bf16=True)
+        first = [[p for g in s for p in triples.pairs(g)] for s in ready["mixed_k4"][0]]
+        race.search({False: first, True: [first[0], *triples.by_length([first[1:]])[0]]})
+        say(f"TRL runs with {race.settings[False]}, sorted with {race.settings[True]}")
+        curve = triples.steps(groups[4], 4)[: 2 if options.quick else options.curve_steps]
+        results["curves"] = race.curves(curve)
+        say(f"losses in fp32 differ by {results['curves']['largest_relative_difference']}")
+        for name, repeats in ready.items():
+            results[name] = race.compare(name, repeats)
+            print(json.dumps({name: results[name]}), flush=True)
+        results["scoring_k4"] = race.scoring(ready["mixed_k4"][:few])
+    finally:
+        for contender in contenders.values():
+            contender.stop()
+    ratios = {f"ratio_vs_trl_k{k}": results[f"mixed_k{k}"]["ratio_vs_trl"] for k in (2, 4, 8)}
+    settings = {"random": race.settings[False], "sorted": race.settings[True]}
+    run = {
+        "threads": options.threads,
+        "quick": options.quick,
+        "seconds": round(time.perf_counter() - BEGAN),
+    }
+    print(json.dumps({**ratios, "trl_settings": settings, **results, **run}))
+
+
+BEGAN = time.perf_counter()
+
+if __name__ == "__main__":
+    main()

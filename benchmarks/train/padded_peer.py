@@ -1,0 +1,69 @@
+"""Plain padded pairs in a loop around transformers, as a contender.
+
+    python padded_peer.py MODEL
+
+Needs torch and transformers alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import wire
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForSequenceClassification
+
+
+def answer(task: str, steps: list[Any], threads: int, **options: Any) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    network = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
+    return {"train": train, "score": score}[task](network, steps, **options)
+
+
+def scores_of(network: Any, rows: list[list[int]], bf16: bool) -> torch.Tensor:
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), network.config.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for line, seen, row in zip(ids, mask, rows, strict=True):
+        line[: len(row)] = torch.tensor(row)
+        seen[: len(row)] = 1
+    with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+        return network(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1)
+
+
+def train(network: Any, steps: list[Any], bf16: bool, lr: float) -> dict[str, Any]:
+    network.train()
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
+
+    def step(pairs: list[Any]) -> float:
+        rows = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
+        scores = scores_of(network, rows, bf16).float()
+        loss = -logsigmoid(scores[: len(pairs)] - scores[len(pairs) :]).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        return float(loss.detach())
+
+    return wire.timed(step, steps)
+
+
+@torch.inference_mode()
+def score(network: Any, steps: list[Any], bf16: bool) -> dict[str, Any]:
+    network.eval()
+    scores, began = [], 0.0
+    for number, rows in enumerate(steps):
+        if number == 1:
+            began = time.perf_counter()
+        scores += scores_of(network, rows, bf16).float().tolist()
+    return {"seconds": time.perf_counter() - began, "scores": scores}
+
+
+if __name__ == "__main__":
+    wire.serve(answer)
