@@ -94,6 +94,10 @@ _SQL: tuple[tuple[str, str, str, str], ...] = (
      "select trajectory_a, trajectory_b from pairs where trajectory_a >= trajectory_b"),
     ("pairs", "no_leak", "No pair crosses sides; its cell and split are those of its parts.",
      _leaks("a pair %")),
+    ("pairs", "summed", "Their sums by policy say what the pairs themselves say.",
+     "select * from (select cell, label, count(*) as pairs from pairs group by all) full join "
+     "(select cell, label, sum(pairs) as summed from pair_sums group by all) using (cell, label) "
+     "where pairs is distinct from summed"),
     ("pairs", "nothing_lost", "What went in came out or is counted.", _balanced("pairs")),
     ("preferences", "references_resolve", "Every trajectory named exists.",
      _resolve("preferences", reference="trajectories", chosen="trajectories",
@@ -151,7 +155,7 @@ def _verdict(
 )
 def label_shares_bounded(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
     """Counted after the budget."""
-    from pipelines.pairs import label_shares
+    from pipelines.pairs_balance import label_shares
 
     lake = workspace.reader()
     if lake is None:

@@ -189,7 +189,8 @@ def pairs(
 ) -> dg.MaterializeResult:
     """Label every pair of answers to one prompt; keep those of the budget."""
     from pipelines.labels import input_sql
-    from pipelines.pairs import label_shares, make_pairs, pair_rulers
+    from pipelines.pairs import make_pairs
+    from pipelines.pairs_balance import balance, label_shares, pair_rulers, rulers_sql
 
     work = fresh_work(workspace, "pairs")
     with workspace.lake() as lake:
@@ -206,17 +207,12 @@ def pairs(
             f"pairs: {result.rows:,} labelled",
             [
                 Replace("pairs", result.files, of_sources(sources)),
+                Replace("pair_sums", result.sums, f"source in ({sources_sql(sources)})"),
                 replace_counts(result.counts, "pairs", sources),
             ],
         )
-        balance = lake.query("from pair_balance").to_pylist()
         changed = changes_of(context, workspace, lake, snapshot)
-        rulers = pair_rulers(
-            lake.query(
-                "select split, label, similarity, length_ratio from pairs "
-                f"where label <> 'ambiguous' and {of_sources(sources)}"
-            )
-        ).to_pylist()
+        rulers = pair_rulers(lake.query(rulers_sql(sources))).to_pylist()
     shutil.rmtree(work)
     labels: dict[str, int] = {}
     for row in result.counts.to_pylist():
@@ -229,7 +225,7 @@ def pairs(
             "dagster/row_count": result.rows,
             "snapshot": snapshot,
             "labels": plots.bars("pairs by label", labels),
-            "balance": plots.table(balance),
+            "balance": plots.table(balance(result.sums).to_pylist()),
             "label shares": plots.table(label_shares(result.counts).to_pylist()),
             "rulers on pairs": plots.table(rulers),
             "kept out": count_plot("pairs kept out, by reason", result.counts),

@@ -198,6 +198,26 @@ PAIRS = Table(
     ("prompt_id", "trajectory_a", "trajectory_b"),
 )
 
+PAIR_SUMS = Table(
+    "pair_sums",
+    ("source", "policy_a", "policy_b", "cell", "label", "reason", "relation"),
+    "Pairs summed by their two policies: written with the pairs, and read instead of them.",
+    (
+        _c("source", TEXT, "source of the prompts"),
+        _c("policy_a", UUID, "the smaller id of the two policies"),
+        _c("policy_b", UUID, "the larger id, or the same"),
+        _c("split", TEXT, "train or eval"),
+        _c("cell", TEXT, "seen, new_policy, new_prompt or both_new"),
+        _c("label", TEXT, "same_policy, cross_policy or ambiguous"),
+        _opt("reason", TEXT, "why ambiguous: exact, near, empty or related"),
+        _c("relation", TEXT, "same, sibling, same_family or other_family"),
+        _c("pairs", LONG, "how many"),
+        _c("mean_similarity", DOUBLE, "mean estimated Jaccard of the two answers"),
+        _c("mean_length_ratio", DOUBLE, "mean of the shorter length by the longer"),
+    ),
+    ("source", "policy_a", "policy_b"),
+)
+
 GROUPS = Table(
     "groups",
     ("group_id",),
@@ -316,6 +336,7 @@ TABLES: dict[str, Table] = {
         TRAJECTORIES,
         DUPLICATES,
         PAIRS,
+        PAIR_SUMS,
         GROUPS,
         PREFERENCES,
         CHECKPOINTS,

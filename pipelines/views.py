@@ -112,13 +112,13 @@ PAIR_BALANCE = View(
         "mean_length_ratio": "mean of the shorter length by the longer",
     },
     """
-    select q.source, p.split, p.cell, p.label, p.reason, p.relation,
-           count(*) as pairs,
-           count(*) / sum(count(*)) over (partition by q.source, p.split, p.cell) as share,
-           avg(p.similarity) as mean_similarity,
-           avg(p.length_ratio) as mean_length_ratio
-    from pairs as p join prompts as q on q.prompt_id = p.prompt_id
-    group by q.source, p.split, p.cell, p.label, p.reason, p.relation
+    select source, split, cell, label, reason, relation,
+           sum(pairs)::bigint as pairs,
+           sum(pairs) / sum(sum(pairs)) over (partition by source, split, cell) as share,
+           sum(pairs * mean_similarity) / sum(pairs) as mean_similarity,
+           sum(pairs * mean_length_ratio) / sum(pairs) as mean_length_ratio
+    from pair_sums
+    group by source, split, cell, label, reason, relation
     """,
 )
 
