@@ -130,7 +130,7 @@ class Lake:
                 patience=patience,
             )
             try:
-                if not read_only and (statements := ddl.missing(lake._con)):
+                while not read_only and (statements := ddl.missing(lake._con)):
                     lake._commit("lake", "create tables and views", statements)
             except BaseException:
                 lake.close()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 UNIT = 2.0**24  # means are sums of whole units: the same in whatever order they are added
 KEY = schemas.PAIR_SUMS.key
+BY = ("source", "policy_a", "policy_b", "split", "cell", "label", "reason", "relation")
 TOTALS = ("pairs", "similarity", "length_ratio")
 AT_ONCE = 64  # files of sums that are added in one go
 
@@ -47,7 +48,7 @@ RULERS = ("length_ratio", "similarity")
 
 
 def sum_pairs(x: Answers, j: Judged, kept: np.ndarray, similarity: np.ndarray) -> pa.Table:
-    """Sums of a chunk's kept pairs by `KEY`; similarity and length ratio in `UNIT`s, int64."""
+    """Sums of a chunk's kept pairs, `BY` what; similarity and length ratio in `UNIT`s, int64."""
     a, b = j.a[kept], j.b[kept]
     names, policy = _ranked(x.policy_id)
     one, other = np.minimum(policy[a], policy[b]), np.maximum(policy[a], policy[b])
@@ -111,7 +112,7 @@ def merge_sums(files: Sequence[Path]) -> pa.Table:
         return schemas.PAIR_SUMS.schema.empty_table()
     total = total.sort_by([(name, "ascending") for name in KEY])
     pairs = total["pairs"].to_numpy()
-    columns: dict[str, Any] = {name: total[name] for name in (*KEY, "split", "pairs")}
+    columns: dict[str, Any] = {name: total[name] for name in (*BY, "pairs")}
     for name in ("policy_a", "policy_b"):
         columns[name] = pa.ExtensionArray.from_storage(schemas.UUID, total[name].combine_chunks())
     columns["reason"] = pc.if_else(pc.equal(total["reason"], ""), None, total["reason"])
@@ -130,8 +131,8 @@ def _plain(table: pa.Table) -> pa.Table:
 
 
 def _added(table: pa.Table) -> pa.Table:
-    summed = table.group_by([*KEY, "split"]).aggregate([(name, "sum") for name in TOTALS])
-    return summed.rename_columns([*KEY, "split", *TOTALS])
+    summed = table.group_by([*BY]).aggregate([(name, "sum") for name in TOTALS])
+    return summed.rename_columns([*BY, *TOTALS])
 
 
 def label_shares(counts: pa.Table) -> pa.Table:

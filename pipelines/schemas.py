@@ -66,13 +66,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table: its key is unique, and `order` is how its files are sorted for the questions."""
+    """One table: its key is unique, and `order` is how its files are sorted for the questions.
+
+    `row_group` is how many rows a reader of one of them has to unpack, where rows are long.
+    """
 
     name: str
     key: tuple[str, ...]
     meaning: str
     columns: tuple[Column, ...]
     order: tuple[str, ...] = ()
+    row_group: int | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -161,6 +165,7 @@ TRAJECTORIES = Table(
         _c("created_at", TIME, "when it was made or ingested"),
     ),
     ("prompt_id", "policy_id", "sample_index"),
+    row_group=8192,
 )
 
 DUPLICATES = Table(

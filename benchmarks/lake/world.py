@@ -97,33 +97,32 @@ def sources(lake: Lake) -> list[str]:
 
 
 def copied(name: str, *salt: str) -> str:
-    """SQL of an id in copy `copy.k` (and sample `more.s`): the id itself in the first of each."""
-    salted = " || '/' || ".join((f"{name}::varchar", *(f"{part}::varchar" for part in salt)))
-    first = " and ".join(f"{part} = 0" for part in salt)
-    return f"case when {first} then {name} else md5({salted})::uuid end"
+    """SQL of an id in copy `copy.k` (or sample `more.s`, or both): itself in the first of each."""
+    for part in salt:
+        salted = f"md5({name}::varchar || '/' || {part})::uuid"
+        name = f"case when {part} = 0 then {name} else {salted} end"
+    return name
 
 
 def repeat(small: Lake, large: Lake, work: Path, copies: int, samples: int = 1) -> None:
     """Publish `copies` times the prompts of a base, with `samples` times their answers."""
     times = f"range({copies}) as copy(k), range({samples}) as more(s)"
-    answer = copied("{0}", "k", "s").format
+    answer = copied("trajectory_id", "s", "k")
     prompt = copied("prompt_id", "k")
     queries = {
         "policies": "from policies",
         "prompts": f"select * replace ({prompt} as prompt_id, source_key || '/' || k as source_key)"
         f" from prompts, range({copies}) as copy(k)",
-        "trajectories": f"select * exclude (k, s) replace ({answer('trajectory_id')} as "
+        "trajectories": f"select * replace ({answer} as "
         f"trajectory_id, {prompt} as prompt_id, {copied('content_hash', 's')} as content_hash, "
         "sample_index + (1000 * s)::integer as sample_index, "
         "case when s = 0 then text else left(text, (length(text) * "
         "(0.75 + 0.25 * (hash(trajectory_id, s) % 1000) / 1000))::integer) end as text) "
         f"from trajectories, {times}",
-        "duplicates": f"select * exclude (k) replace ({copied('trajectory_id', 'k')} as "
+        "duplicates": f"select * replace ({copied('trajectory_id', 'k')} as "
         f"trajectory_id, {copied('cluster_id', 'k')} as cluster_id) "
         f"from duplicates, range({copies}) as copy(k) where scope = 'prompt'",
     }
-    queries["trajectories"] = queries["trajectories"].replace("* exclude (k, s)", "*")
-    queries["duplicates"] = queries["duplicates"].replace("* exclude (k)", "*")
     for table, sql in queries.items():
         columns = ", ".join(large.query(f"from {table} limit 0").column_names)
         file = work / f"{table}.parquet"
@@ -138,7 +137,7 @@ def repeat_signatures(
     """Write the signatures of a repeated lake; those of added samples are varied, by seed."""
     rows = work / "rows.parquet"
     small.copy(
-        f"select trajectory_id as base, s, {copied('trajectory_id', 'k', 's')} as trajectory_id "
+        f"select trajectory_id as base, s, {copied('trajectory_id', 's', 'k')} as trajectory_id "
         f"from trajectories, range({copies}) as copy(k), range({samples}) as more(s)",
         rows,
     )
@@ -162,3 +161,14 @@ def repeat_signatures(
             lists = pa.ListArray.from_arrays(offsets, flat)
             sink.write_table(pa.table([batch["trajectory_id"], lists], schema=kind))
     rows.unlink()
+
+
+def repeated_pairs(copies: int, *extra: str) -> str:
+    """SQL of a base's pairs in `copies` copies: the lake's columns, and `extra` ones of `pairs`."""
+    a, b = copied("trajectory_a", "k"), copied("trajectory_b", "k")
+    more = "".join(f", {name}" for name in extra)
+    return (
+        f"select least({a}, {b}) as trajectory_a, greatest({a}, {b}) as trajectory_b, "
+        f"{copied('prompt_id', 'k')} as prompt_id, label, reason, relation, same_sampling, "
+        f"similarity, length_ratio, split, cell{more} from pairs, range({copies}) as copy(k)"
+    )
