@@ -199,7 +199,9 @@ def judge(x: Answers, settings: PairSettings) -> Judged:
                 one, other = x.policy[a[rows]], x.policy[b[rows]]
                 low, high = np.minimum(one, other), np.maximum(one, other)
                 group = (x.prompt[a[rows]] * policies + low) * policies + high
-                gone[rows[_beyond(limit, draw[rows], group)]] = BUDGET
+                # By its lower bits: what is left would otherwise have small draws, and be kept.
+                lower = np.modf(draw[rows] * 2.0**20)[0]
+                gone[rows[_beyond(limit, lower, group)]] = BUDGET
     longer = np.maximum(x.length[a], x.length[b])
     ratio = np.where(longer == 0, 1.0, np.minimum(x.length[a], x.length[b]) / np.maximum(longer, 1))
     return Judged(
@@ -260,7 +262,8 @@ def drop(x: Answers, j: Judged, rates: Rates | None, settings: PairSettings) -> 
     if settings.budget.pairs_per_prompt is not None:
         kept = np.flatnonzero(gone == 0)
         limit = settings.budget.pairs_per_prompt
-        gone[kept[_beyond(limit, j.draw[kept], x.prompt[j.a[kept]])]] = BUDGET
+        draw = j.draw[kept] / rate_of[kept]  # uniform again, so that no stratum goes first
+        gone[kept[_beyond(limit, draw, x.prompt[j.a[kept]])]] = BUDGET
     return gone
 
 

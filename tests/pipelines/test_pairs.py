@@ -253,6 +253,17 @@ def test_the_cap_on_cross_policy_pairs_is_by_prompt_and_two_policies():
     assert counts["made", "excluded", "cross_policy", "budget", "seen"] >= 2 * 3 * 11
 
 
+@pytest.mark.parametrize("limits", [{}, {"cross_per_policies": 14}, {"pairs_per_prompt": 60}])
+def test_limits_leave_the_shares_as_they_were_asked_for(limits):
+    budget = Budget(same_policy_share=0.2, length_matched=False, **limits)
+    table, _ = in_process(answers_table(big_world(prompts=60)), PairSettings(budget=budget))
+    seen = table.filter((pc.field("cell") == "seen") & (pc.field("label") != "ambiguous"))
+    same = pc.sum(pc.equal(seen["label"], "same_policy")).as_py() / len(seen)
+    sibling = pc.sum(pc.equal(seen["relation"], "sibling")).as_py() / len(seen) / (1 - same)
+    assert same == pytest.approx(0.2, abs=0.02)
+    assert sibling == pytest.approx(0.2, abs=0.04)
+
+
 @given(worlds())
 @settings(max_examples=30, deadline=None)
 def test_sums_are_those_of_the_pairs(tmp_path_factory, answers):
