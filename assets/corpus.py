@@ -31,6 +31,7 @@ from assets.workspace import Workspace
 from pipelines.lake import Replace
 
 AUTHOR = "polar"
+MANY_ANSWERS = 200_000  # from here on several processes are worth their start
 
 
 def sources_of(workspace: Workspace) -> list[str]:
@@ -195,12 +196,13 @@ def pairs(
     work = fresh_work(workspace, "pairs")
     with workspace.lake() as lake:
         sources = sources_of(workspace)
-        lake.copy(input_sql(sources, workspace.signatures_file), work / "answers.parquet")
+        answers = lake.copy(input_sql(sources, workspace.signatures_file), work / "answers.parquet")
         result = make_pairs(
             work / "answers.parquet",
             workspace.config.pairs,
             work,
             progress=progress_of(context, workspace),
+            workers=workspace.config.threads if answers >= MANY_ANSWERS else 1,
         )
         snapshot = lake.publish(
             AUTHOR,
