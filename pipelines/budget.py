@@ -35,6 +35,9 @@ class Budget(Settings):
     same_per_policy: int = Field(
         default=10, ge=1, description="same-policy pairs per prompt and policy, at most"
     )
+    cross_per_policies: int | None = Field(
+        default=None, ge=1, description="cross-policy pairs per prompt and two policies, at most"
+    )
     sibling_share: float = Field(
         default=0.2, ge=0, le=1, description="of the cross pairs, as far as there are siblings"
     )

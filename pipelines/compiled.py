@@ -1,4 +1,4 @@
-"""The compiled inner loops of dedup: words, shingles, minima and common shingles, by numba.
+"""The compiled inner loops of dedup and pairs: words, shingles, minima, what two share, by numba.
 
 Each has a numpy form beside its caller in `minhash.py` that gives the same bits, for machines
 where numba is not installed or is switched off with POLAR_COMPILED=0. What the recipe is and why
@@ -270,3 +270,15 @@ def common_pass(hashes, offsets, left, right, common):
                 slot = (slot + uint64(1)) & mask
             shared += owners[slot] == owner
         common[pair] = shared
+
+
+@njit(cache=True)
+def agreement(signatures, left, right, result):
+    """The share of equal permutations of signatures (n, permutations), for pairs; float32."""
+    permutations = signatures.shape[1]
+    for pair in range(len(left)):
+        one, other = signatures[left[pair]], signatures[right[pair]]
+        equal = 0
+        for k in range(permutations):
+            equal += one[k] == other[k]
+        result[pair] = equal / permutations

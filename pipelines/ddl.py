@@ -1,5 +1,7 @@
 """The lake's DDL, derived from `schemas.py` and `views.py`: what a lake lacks, as SQL statements.
 
+Some can only be said once others are committed: they are what the lake lacks next.
+
 Nothing here runs on its own; `lake.py` runs the statements in one transaction.
 """
 
@@ -49,11 +51,17 @@ def missing(con: duckdb.DuckDBPyConnection) -> list[str]:
             "call lake.set_option('data_inlining_row_limit', 0)",
             "call lake.set_option('parquet_compression', 'zstd')",
         ]
+    sizes = _row_groups(con)
     faults: list[str] = []
     for table in TABLES.values():
         if table.name not in present:
             statements += _create(table)
             continue
+        if table.row_group != sizes.get(table.name):  # a table must be there to have options
+            statements.append(
+                f"call lake.set_option('parquet_row_group_size', {table.row_group}, "
+                f"table_name => '{table.name}')"
+            )
         columns = plain(con.execute(f'from "{table.name}" limit 0').to_arrow_table()).schema
         for column in table.columns:
             at = columns.get_field_index(column.name)
@@ -77,6 +85,15 @@ def missing(con: duckdb.DuckDBPyConnection) -> list[str]:
             statements.append(f'create or replace view "{view.name}" as {view.sql}')
             statements.append(f'comment on view "{view.name}" is {quoted(view.comment)}')
     return statements
+
+
+def _row_groups(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """Rows in a row group, for the tables that have a size of their own."""
+    found = con.execute(
+        "select scope_entry, value from lake.options() "
+        "where option_name = 'parquet_row_group_size' and scope = 'TABLE'"
+    )
+    return {entry.removeprefix("main."): int(value) for entry, value in found.fetchall()}
 
 
 def _create(table: Table) -> list[str]:

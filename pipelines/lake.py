@@ -116,7 +116,7 @@ class Lake:
                 patience=patience,
             )
             try:
-                if not read_only and (statements := ddl.missing(lake._con)):
+                while not read_only and (statements := ddl.missing(lake._con)):
                     lake.commit("lake", "create tables and views", statements)
             except BaseException:
                 lake.close()

@@ -1,31 +1,33 @@
 """Pairs: every two answers to one prompt are labelled, counted, and kept within a budget.
 
 Two passes over chunks of whole prompts: the first counts what there is, from which `budget` says
-how much of it is drawn; the second labels again and writes. The rules themselves are in `labels`.
+how much of it is drawn; the second labels again and writes. Each pass leaves files named by chunk,
+so processes take a range of chunks each. The rules themselves are in `labels`, what the kept pairs
+add up to in `pairs_balance`.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from pipelines import schemas
-from pipelines.beam import LOCAL, add, beam, check_counts, run_pipeline
+from pipelines import minhash, schemas
+from pipelines.beam import add, beam, check_counts, run_shares
 from pipelines.budget import BINS, KINDS, Budget, Rates, Stratum, draw_rates
 from pipelines.chunks import PAIRS_PER_CHUNK, Progress, split_chunks, watching
 from pipelines.labels import (
     AMBIGUOUS,
+    CROSS,
     EXCLUSIONS,
     LABELS,
     REASONS,
@@ -38,6 +40,7 @@ from pipelines.labels import (
     read_answers,
     uniform,
 )
+from pipelines.pairs_balance import merge_sums, occurring, sum_pairs
 from pipelines.settings import Settings
 
 REASONS_OUT = (*EXCLUSIONS, "budget")  # why a pair is not in the table
@@ -57,9 +60,10 @@ class PairSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PairsResult:
-    """Parquet files with schemas.PAIRS, and rows for schemas.COUNTS."""
+    """Parquet files with schemas.PAIRS; rows for schemas.PAIR_SUMS and schemas.COUNTS."""
 
     files: list[Path]
+    sums: pa.Table
     counts: pa.Table
     rows: int
 
@@ -71,7 +75,8 @@ def make_pairs(
     *,
     progress: Progress | None = None,
     chunk_pairs: int = PAIRS_PER_CHUNK,
-    options: Sequence[str] = LOCAL,
+    workers: int = 1,
+    options: Sequence[str] = (),
 ) -> PairsResult:
     """Label all pairs of answers to one prompt and write those that the budget keeps.
 
@@ -79,65 +84,89 @@ def make_pairs(
         answers: Parquet file from `labels.input_sql`, with signatures.
         settings: rules and budget.
         work: an empty folder for chunks and results.
-        progress: called with (chunks done, chunks, note); each chunk counts twice.
+        progress: called with (chunks done, chunks, note); each chunk counts once a pass.
         chunk_pairs: possible pairs per chunk; the result does not depend on it.
-        options: Beam's options.
+        workers: processes side by side; the result does not depend on it.
+        options: Beam's, for another runner; its workers must see the same folders.
 
     Raises:
         BadInputError: the file is not sorted by prompt, or lacks signatures.
         CountMismatchError: pairs in differ from pairs out and excluded.
     """
     chunks = split_chunks(answers, work / "chunks", chunk_pairs)
-    out = work / "pairs"
-    out.mkdir(parents=True, exist_ok=True)
-
-    def build(pipeline: beam.Pipeline) -> None:
-        paths = pipeline | "Chunks" >> beam.Create([str(path) for path in chunks])
-        rates = (
-            paths
-            | "Tally" >> beam.FlatMap(partial(_tally_chunk, settings=settings))
-            | "Sum" >> beam.CombinePerKey(sum)
-            | "All tallies" >> beam.combiners.ToDict()
-            | "Rates" >> beam.Map(partial(_rates, settings=settings))
-        )
-        _ = paths | "Write" >> beam.Map(
-            partial(_write_chunk, settings=settings, folder=out),
-            rates=beam.pvalue.AsSingleton(rates),
-        )
-
-    with watching(work, "*/*.done", 2 * len(chunks), "pairs", progress):
-        totals = run_pipeline(build, options)
+    elements = [str(path) for path in chunks]
+    out, sums = work / "pairs", work / "sums"
+    for folder in (out, sums):
+        folder.mkdir(parents=True, exist_ok=True)
+    passes = 2 if settings.budget else 1
+    with watching(work, "*/*.done", passes * len(chunks), "pairs", progress):
+        rates = None
+        if settings.budget:
+            tally_stage = partial(_tally_stage, settings=settings)
+            run_shares(tally_stage, elements, workers, options)
+            tallies: Counter[Stratum] = Counter()
+            for path in chunks:
+                for *stratum, rows in json.loads(_tally_file(path).read_text(encoding="utf-8")):
+                    tallies[tuple(stratum)] += rows
+            rates = draw_rates(tallies, settings.budget)
+        write_stage = partial(_write_stage, settings=settings, work=work, rates=rates)
+        totals = run_shares(write_stage, elements, workers, options)
     files = sorted(out.glob("*.parquet"))
     rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
     counts = _counts_table(totals)
     _check(counts, rows)
-    return PairsResult(files=files, counts=counts, rows=rows)
+    return PairsResult(
+        files=files, sums=merge_sums(sorted(sums.glob("*.arrow"))), counts=counts, rows=rows
+    )
 
 
-def _rates(tallies: Mapping[Stratum, int], settings: PairSettings) -> Rates | None:
-    return draw_rates(tallies, settings.budget) if settings.budget else None
+def _tally_stage(pipeline: beam.Pipeline, chunks: Sequence[str], *, settings: PairSettings) -> None:
+    paths = pipeline | "Chunks" >> beam.Create(list(chunks))
+    _ = paths | "Tally" >> beam.Map(partial(_tally_chunk, settings=settings))
 
 
-def _tally_chunk(path: str, settings: PairSettings) -> Iterator[tuple[Stratum, int]]:
+def _write_stage(
+    pipeline: beam.Pipeline,
+    chunks: Sequence[str],
+    *,
+    settings: PairSettings,
+    work: Path,
+    rates: Rates | None,
+) -> None:
+    paths = pipeline | "Chunks" >> beam.Create(list(chunks))
+    write = partial(_write_chunk, settings=settings, work=work, rates=rates)
+    _ = paths | "Write" >> beam.Map(write)
+
+
+def _tally_file(chunk: Path) -> Path:
+    return chunk.with_suffix(".tally")
+
+
+def _tally_chunk(path: str, settings: PairSettings) -> None:
     x = read_answers(feather.read_table(path))
-    yield from tally(x, judge(x, settings)).items()
+    found = [(*stratum, rows) for stratum, rows in tally(x, judge(x, settings)).items()]
+    _tally_file(Path(path)).write_text(json.dumps(found), encoding="utf-8")
     Path(path).with_suffix(".done").touch()
 
 
-def _write_chunk(path: str, settings: PairSettings, folder: Path, rates: Rates | None) -> None:
+def _write_chunk(path: str, settings: PairSettings, work: Path, rates: Rates | None) -> None:
     x = read_answers(feather.read_table(path))
     judged = judge(x, settings)
     gone = drop(x, judged, rates, settings)
-    name = folder / Path(path).stem
+    kept = np.flatnonzero(gone == 0)
+    alike = similarity(x, judged.a[kept], judged.b[kept])
+    name = Path(path).stem
     pq.write_table(
-        pairs_table(x, judged, gone == 0),
-        name.with_suffix(".parquet"),
+        pairs_table(x, judged, kept, alike),
+        work / "pairs" / f"{name}.parquet",
         compression="zstd",
-        use_dictionary=["prompt_id", "label", "reason", "relation", "split", "cell"],
+        store_schema=False,
     )
+    sums = sum_pairs(x, judged, kept, alike)
+    feather.write_feather(sums, work / "sums" / f"{name}.arrow", compression="uncompressed")
     for key, rows in count_pairs(x, judged, gone).items():
         add(json.dumps(key), rows)
-    name.with_suffix(".done").touch()
+    (work / "pairs" / f"{name}.done").touch()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,16 +184,24 @@ class Judged:
 
 
 def judge(x: Answers, settings: PairSettings) -> Judged:
-    """Label all pairs; beyond `same_per_policy`, same-policy pairs leave by largest hash."""
+    """Label all pairs; those beyond `same_per_policy` or `cross_per_policies` leave by hash."""
     a, b = all_pairs(x.prompt)
     labelled = label_pairs(x, a, b, require_same_sampling=settings.require_same_sampling)
     budget = settings.budget
     draw = uniform(np.column_stack([x.words[a, 1], x.words[b, 1]]), budget.seed if budget else 0)
     gone = labelled.exclusion.copy()
     if budget:
-        same = np.flatnonzero((labelled.label == SAME) & (gone == 0))
-        beyond = _beyond(budget.same_per_policy, draw[same], x.policy[a[same]], x.prompt[a[same]])
-        gone[same[beyond]] = BUDGET
+        limits = {SAME: budget.same_per_policy, CROSS: budget.cross_per_policies}
+        policies = int(x.policy.max(initial=0)) + 1
+        for label, limit in limits.items():
+            if limit is not None:
+                rows = np.flatnonzero((labelled.label == label) & (gone == 0))
+                one, other = x.policy[a[rows]], x.policy[b[rows]]
+                low, high = np.minimum(one, other), np.maximum(one, other)
+                group = (x.prompt[a[rows]] * policies + low) * policies + high
+                # By its lower bits: what is left would otherwise have small draws, and be kept.
+                lower = np.modf(draw[rows] * 2.0**20)[0]
+                gone[rows[_beyond(limit, lower, group)]] = BUDGET
     longer = np.maximum(x.length[a], x.length[b])
     ratio = np.where(longer == 0, 1.0, np.minimum(x.length[a], x.length[b]) / np.maximum(longer, 1))
     return Judged(
@@ -179,13 +216,15 @@ def judge(x: Answers, settings: PairSettings) -> Judged:
     )
 
 
-def _beyond(limit: int, draw: np.ndarray, *keys: np.ndarray) -> np.ndarray:
-    """Mask of the rows that are not among the `limit` smallest draws of their keys."""
-    order = np.lexsort((draw, *keys))
+def _beyond(limit: int, draw: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Mask of the rows that are not among the `limit` smallest draws of their group."""
+    _, place = occurring(group, int(group.max(initial=0)) + 1)
+    crowded = np.flatnonzero(np.bincount(place)[place] > limit)
+    order = crowded[np.lexsort((draw[crowded], place[crowded]))]
     new = np.ones(len(order), bool)
-    new[1:] = np.any([key[order[1:]] != key[order[:-1]] for key in keys], axis=0)
+    new[1:] = place[order[1:]] != place[order[:-1]]
     first = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
-    result = np.zeros(len(order), bool)
+    result = np.zeros(len(draw), bool)
     result[order] = np.arange(len(order)) - first >= limit
     return result
 
@@ -223,12 +262,17 @@ def drop(x: Answers, j: Judged, rates: Rates | None, settings: PairSettings) -> 
     if settings.budget.pairs_per_prompt is not None:
         kept = np.flatnonzero(gone == 0)
         limit = settings.budget.pairs_per_prompt
-        gone[kept[_beyond(limit, j.draw[kept], x.prompt[j.a[kept]])]] = BUDGET
+        draw = j.draw[kept] / rate_of[kept]  # uniform again, so that no stratum goes first
+        gone[kept[_beyond(limit, draw, x.prompt[j.a[kept]])]] = BUDGET
     return gone
 
 
-def pairs_table(x: Answers, j: Judged, kept: np.ndarray) -> pa.Table:
-    """The kept pairs with the columns of schemas.PAIRS, sorted by prompt and ids."""
+def pairs_table(x: Answers, j: Judged, kept: np.ndarray, alike: np.ndarray) -> pa.Table:
+    """The kept pairs with the columns of schemas.PAIRS, sorted by prompt and ids.
+
+    Words stay dictionaries in memory; in a Parquet file without a stored Arrow schema they are
+    strings.
+    """
     a, b = j.a[kept], j.b[kept]
     cell = x.cell[a]
     reason = j.labelled.reason[kept]
@@ -240,12 +284,12 @@ def pairs_table(x: Answers, j: Judged, kept: np.ndarray) -> pa.Table:
         "reason": _words(reason, REASONS, missing=reason == 0),
         "relation": _words(j.labelled.relation[kept], RELATIONS),
         "same_sampling": pa.array(j.labelled.same_sampling[kept]),
-        "similarity": pa.array(similarity(x, a, b)),
+        "similarity": pa.array(alike),
         "length_ratio": pa.array(j.ratio[kept]),
         "split": _words(np.minimum(cell, 1), schemas.SPLITS),
         "cell": _words(cell, schemas.CELLS),
     }
-    return pa.table(columns, schema=schemas.PAIRS.schema)
+    return pa.table(columns)
 
 
 def _ids(column: pa.Array, rows: np.ndarray) -> pa.Array:
@@ -254,7 +298,7 @@ def _ids(column: pa.Array, rows: np.ndarray) -> pa.Array:
 
 def _words(codes: np.ndarray, names: Sequence[str], missing: np.ndarray | None = None) -> pa.Array:
     indices = pa.array(codes, mask=missing)
-    return pa.DictionaryArray.from_arrays(indices, pa.array(names)).cast(pa.string())
+    return pa.DictionaryArray.from_arrays(indices, pa.array(names))
 
 
 def similarity(x: Answers, a: np.ndarray, b: np.ndarray, block: int = 65536) -> np.ndarray:
@@ -263,6 +307,9 @@ def similarity(x: Answers, a: np.ndarray, b: np.ndarray, block: int = 65536) -> 
         msg = "similarity needs signatures: make the input with input_sql(sources, signatures)"
         raise ValueError(msg)
     result = np.empty(len(a), np.float32)
+    if (fast := minhash.compiled()) is not None:
+        fast.agreement(x.signature, a, b, result)
+        return result
     for start in range(0, len(a), block):
         part = slice(start, start + block)
         result[part] = (x.signature[a[part]] == x.signature[b[part]]).mean(axis=1)
@@ -305,53 +352,3 @@ def _check(counts: pa.Table, written: int) -> None:
     }
     check_counts("pairs", sums, "in", ("out", "excluded"))
     check_counts("pairs", {"out": sums.get("out", 0), "written": written}, "out", ("written",))
-
-
-def label_shares(counts: pa.Table) -> pa.Table:
-    """Share of same-policy among same and cross pairs, per source and cell and per split.
-
-    Args:
-        counts: what `make_pairs` counted.
-
-    Returns:
-        source (or `all`), split (a cell, or train or eval), same, cross, share, and `possible`:
-        whether there were pairs of both labels to draw from.
-    """
-    kept: Counter[tuple[str, str, str]] = Counter()
-    possible: Counter[tuple[str, str, str]] = Counter()
-    for row in counts.filter(pc.is_in(counts["reason"], pa.array(["", "budget"]))).to_pylist():
-        source, cell, label = row["source"], row["split"], row["label"]
-        if label in LABELS[:AMBIGUOUS] and cell:
-            split = schemas.SPLITS[cell != "seen"]
-            for where in ((source, cell), ("all", cell), ("all", split)):
-                possible[*where, label] += row["rows"]
-                kept[*where, label] += row["rows"] if row["what"] == "out" else 0
-    rows = []
-    for source, split in sorted({key[:2] for key in possible}):
-        same, cross = (kept[source, split, label] for label in LABELS[:AMBIGUOUS])
-        both = all(possible[source, split, label] for label in LABELS[:AMBIGUOUS])
-        share = same / max(same + cross, 1)
-        rows.append((source, split, same, cross, share, both))
-    names = ("source", "split", "same", "cross", "share", "possible")
-    return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
-
-
-def pair_rulers(pairs: pa.Table) -> pa.Table:
-    """What length and similarity alone tell about the label of a pair, per split.
-
-    Returns:
-        split, ruler, auc and n: the chance that a same-policy pair has the larger value than a
-        cross-policy one, ties counted one half; 0.5 gives nothing away.
-    """
-    from scipy.stats import rankdata
-
-    rows = []
-    for split in schemas.SPLITS:
-        part = pairs.filter((pc.field("split") == split) & (pc.field("label") != "ambiguous"))
-        same = pc.equal(part["label"], "same_policy").to_numpy()
-        n, m = int(same.sum()), int((~same).sum())
-        for ruler in ("length_ratio", "similarity"):
-            ranks = rankdata(part[ruler].to_numpy())
-            auc = (ranks[same].sum() - n * (n + 1) / 2) / (n * m) if n and m else None
-            rows.append({"split": split, "ruler": ruler, "auc": auc, "n": n + m})
-    return pa.Table.from_pylist(rows)

@@ -66,13 +66,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table: its key is unique, and `order` is how its files are sorted for the questions."""
+    """One table: its key is unique, and `order` is how its files are sorted for the questions.
+
+    `row_group` is how many rows a reader of one of them has to unpack, where rows are long.
+    """
 
     name: str
     key: tuple[str, ...]
     meaning: str
     columns: tuple[Column, ...]
     order: tuple[str, ...] = ()
+    row_group: int | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -161,6 +165,7 @@ TRAJECTORIES = Table(
         _c("created_at", TIME, "when it was made or ingested"),
     ),
     ("prompt_id", "policy_id", "sample_index"),
+    row_group=8192,
 )
 
 DUPLICATES = Table(
@@ -196,6 +201,26 @@ PAIRS = Table(
         _c("cell", TEXT, "seen, new_policy, new_prompt or both_new"),
     ),
     ("prompt_id", "trajectory_a", "trajectory_b"),
+)
+
+PAIR_SUMS = Table(
+    "pair_sums",
+    ("source", "policy_a", "policy_b", "cell", "label", "reason", "relation"),
+    "Pairs summed by their two policies: written with the pairs, and read instead of them.",
+    (
+        _c("source", TEXT, "source of the prompts"),
+        _c("policy_a", UUID, "the smaller id of the two policies"),
+        _c("policy_b", UUID, "the larger id, or the same"),
+        _c("split", TEXT, "train or eval"),
+        _c("cell", TEXT, "seen, new_policy, new_prompt or both_new"),
+        _c("label", TEXT, "same_policy, cross_policy or ambiguous"),
+        _opt("reason", TEXT, "why ambiguous: exact, near, empty or related"),
+        _c("relation", TEXT, "same, sibling, same_family or other_family"),
+        _c("pairs", LONG, "how many"),
+        _c("mean_similarity", DOUBLE, "mean estimated Jaccard of the two answers"),
+        _c("mean_length_ratio", DOUBLE, "mean of the shorter length by the longer"),
+    ),
+    ("source", "policy_a", "policy_b"),
 )
 
 GROUPS = Table(
@@ -316,6 +341,7 @@ TABLES: dict[str, Table] = {
         TRAJECTORIES,
         DUPLICATES,
         PAIRS,
+        PAIR_SUMS,
         GROUPS,
         PREFERENCES,
         CHECKPOINTS,

@@ -65,7 +65,7 @@ POOL_OVERVIEW = View(
         "split": "side of its policy_group",
         "prompts": "prompts that it answered",
         "trajectories": "answers",
-        "mean_characters": "mean length of an answer in characters",
+        "mean_characters": "mean length of an answer in characters, before any cut",
         "mean_tokens": "mean length in its own tokens, where known",
         "empty": "share of answers flagged empty",
         "loop": "share flagged loop",
@@ -80,7 +80,7 @@ POOL_OVERVIEW = View(
            p.split,
            count(distinct t.prompt_id) as prompts,
            count(t.trajectory_id) as trajectories,
-           avg(length(t.text)) as mean_characters,
+           avg(t.original_length) as mean_characters,
            avg(t.tokens) as mean_tokens,
            avg(list_contains(t.flags, 'empty')::int) as empty,
            avg(list_contains(t.flags, 'loop')::int) as loop,
@@ -112,13 +112,13 @@ PAIR_BALANCE = View(
         "mean_length_ratio": "mean of the shorter length by the longer",
     },
     """
-    select q.source, p.split, p.cell, p.label, p.reason, p.relation,
-           count(*) as pairs,
-           count(*) / sum(count(*)) over (partition by q.source, p.split, p.cell) as share,
-           avg(p.similarity) as mean_similarity,
-           avg(p.length_ratio) as mean_length_ratio
-    from pairs as p join prompts as q on q.prompt_id = p.prompt_id
-    group by q.source, p.split, p.cell, p.label, p.reason, p.relation
+    select source, split, cell, label, reason, relation,
+           sum(pairs)::bigint as pairs,
+           sum(pairs) / sum(sum(pairs)) over (partition by source, split, cell) as share,
+           sum(pairs * mean_similarity) / sum(pairs) as mean_similarity,
+           sum(pairs * mean_length_ratio) / sum(pairs) as mean_length_ratio
+    from pair_sums
+    group by source, split, cell, label, reason, relation
     """,
 )
 

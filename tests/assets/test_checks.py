@@ -89,6 +89,7 @@ BAD: dict[tuple[str, str], tuple[list[Change], str]] = {
     ("pairs", "references_resolve"): (add("pairs", prompt_id=P), WRITTEN),
     ("pairs", "ordered"): (add("pairs", trajectory_a=Q, trajectory_b=P), WRITTEN),
     ("pairs", "no_leak"): (add("pairs", cell="both_new", split="eval"), "cell"),
+    ("pairs", "summed"): (add("pairs"), "summed=1"),
     ("pairs", "nothing_lost"): (uncounted("pairs"), "astray"),
     ("preferences", "references_resolve"): (add("preferences", chosen=P), WRITTEN),
     ("groups", "references_resolve"): (add("groups", reference=P), WRITTEN),

@@ -96,6 +96,14 @@ def small_lake() -> list[Append]:
             "split": split,
         }
 
+    def pair_sum(one: str, two: str, label: str, split: str, cell: str) -> dict:
+        low, high = sorted(content_id("policy", name) for name in (one, two))
+        return {"policy_a": low, "policy_b": high, "label": label, "cell": cell} | {
+            "source": "world",
+            "relation": "same" if label == "same_policy" else "sibling",
+            "split": split,
+        }
+
     def candidate(policy: str, index: int, rank: int) -> dict:
         return {
             "trajectory_id": answer(policy, "north", index),
@@ -141,6 +149,15 @@ def small_lake() -> list[Append]:
                     "seen",
                 ),
                 pair(*south_eve, "south", "same_policy", "eval", "both_new"),
+            ),
+        ),
+        Append(
+            "pair_sums",
+            rows(
+                "pair_sums",
+                pair_sum("ada", "ada", "same_policy", "train", "seen"),
+                pair_sum("ada", "bob", "cross_policy", "train", "seen"),
+                pair_sum("eve", "eve", "same_policy", "eval", "both_new"),
             ),
         ),
         Append(

@@ -15,7 +15,8 @@ from pipelines.engines import recorded
 from pipelines.groups import GroupSettings, export_groups, make_groups, preference_groups
 from pipelines.labels import input_sql
 from pipelines.lake import Append, Lake
-from pipelines.pairs import PairSettings, label_shares, make_pairs
+from pipelines.pairs import PairSettings, make_pairs
+from pipelines.pairs_balance import label_shares
 from pipelines.prompts import SplitSettings
 
 SAMPLE = Path(__file__).parents[2].parent / "shared/data/sample"

@@ -1,5 +1,6 @@
 """Pairs end to end: keys, books, budget, and the same table whatever the chunks."""
 
+from collections import Counter, defaultdict
 from itertools import combinations
 
 import numpy as np
@@ -21,12 +22,12 @@ from pipelines.pairs import (
     count_pairs,
     drop,
     judge,
-    label_shares,
     make_pairs,
-    pair_rulers,
     pairs_table,
+    similarity,
     tally,
 )
+from pipelines.pairs_balance import balance, label_shares, merge_sums, pair_rulers, sum_pairs
 from tests.pipelines.answers import Answer, answers_table, worlds
 
 
@@ -36,7 +37,10 @@ def in_process(table, config):
     judged = judge(x, config)
     rates = draw_rates(tally(x, judged), config.budget) if config.budget else None
     gone = drop(x, judged, rates, config)
-    return pairs_table(x, judged, gone == 0), count_pairs(x, judged, gone)
+    kept = np.flatnonzero(gone == 0)
+    alike = similarity(x, judged.a[kept], judged.b[kept])
+    pairs = pairs_table(x, judged, kept, alike).cast(schemas.PAIRS.schema)
+    return pairs, count_pairs(x, judged, gone)
 
 
 def big_world(prompts=12, policies=9, samples=4):
@@ -125,7 +129,8 @@ def test_similarity_and_length_ratio_are_those_of_the_two_answers():
         assert row["length_ratio"] == pytest.approx(lengths[0] / lengths[1])
 
 
-def test_beam_gives_the_same_pairs_whatever_the_chunks(tmp_path):
+def test_beam_gives_the_same_pairs_whatever_the_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.pairs_balance.AT_ONCE", 5)  # 12 chunks are added in steps
     source = tmp_path / "answers.parquet"
     table = answers_table(big_world())
     pq.write_table(table, source)
@@ -144,14 +149,31 @@ def test_beam_gives_the_same_pairs_whatever_the_chunks(tmp_path):
     for result in results:
         assert pq.read_table(result.files, schema=schemas.PAIRS.schema).equals(expected)
         assert result.counts.equals(results[0].counts)
+        assert result.sums.equals(results[0].sums)
         assert result.rows == expected.num_rows
     assert len(results[0].files) == 12
     assert seen[-1][0] == seen[-1][1] == 2
     assert results[0].counts.schema.equals(schemas.COUNTS.schema)
+    assert results[0].sums.schema.equals(schemas.PAIR_SUMS.schema)
     shares = {(r["source"], r["split"]): r for r in label_shares(results[0].counts).to_pylist()}
     for split in ("train", "eval", *schemas.CELLS):
         assert shares["all", split]["possible"]
         assert 0.05 <= shares["all", split]["share"] <= 0.6
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_files_of_one(tmp_path):
+    source = tmp_path / "answers.parquet"
+    pq.write_table(answers_table(big_world()), source)
+    one, two = (
+        make_pairs(source, PairSettings(), tmp_path / str(n), chunk_pairs=3000, workers=n)
+        for n in (1, 2)
+    )
+    assert [file.name for file in one.files] == [file.name for file in two.files]
+    pairs = zip(one.files, two.files, strict=True)
+    assert all(first.read_bytes() == second.read_bytes() for first, second in pairs)
+    assert one.sums.equals(two.sums)
+    assert one.counts.equals(two.counts)
 
 
 def test_an_empty_input_gives_no_pairs(tmp_path):
@@ -195,19 +217,107 @@ def test_the_cap_on_same_policy_pairs_is_by_prompt_and_policy():
 
 
 def test_rulers_see_what_a_length_gives_away():
-    label = pa.array(["same_policy", "cross_policy"] * 10)
-    pairs = pa.table(
-        {
-            "split": ["train"] * 20,
-            "label": label,
-            "length_ratio": pa.array([1.0, 0.5] * 10),
-            "similarity": pa.array([0.3, 0.3] * 10),
-        }
+    values = pa.Table.from_pylist(
+        [
+            {"split": "train", "ruler": ruler, "value": value, "same": same, "other": other}
+            for ruler, value, same, other in (
+                ("length_ratio", 1.0, 10, 0),
+                ("length_ratio", 0.5, 0, 10),
+                ("similarity", 0.3, 10, 10),
+            )
+        ]
     )
-    auc = {(r["split"], r["ruler"]): r["auc"] for r in pair_rulers(pairs).to_pylist()}
-    assert auc["train", "length_ratio"] == 1.0
-    assert auc["train", "similarity"] == 0.5
-    assert auc["eval", "similarity"] is None
+    auc = {(r["split"], r["ruler"]): (r["auc"], r["n"]) for r in pair_rulers(values).to_pylist()}
+    assert auc["train", "length_ratio"] == (1.0, 20)
+    assert auc["train", "similarity"] == (0.5, 20)
+    assert auc["eval", "similarity"] == (None, 0)
+
+
+def test_the_cap_on_cross_policy_pairs_is_by_prompt_and_two_policies():
+    answers = [
+        Answer(prompt=f"p{p}", policy=q, sample=s)
+        for p in range(2)
+        for q in ("A", "B", "C")
+        for s in range(4)
+    ]
+    budget = Budget(cross_per_policies=5, same_policy_share=0.5, length_matched=False)
+    table, counts = in_process(answers_table(answers), PairSettings(budget=budget))
+    policy_of = {r.id: (r.prompt, r.policy) for r in answers}
+    cross = Counter(
+        (policy_of[row["trajectory_a"].bytes][0],)
+        + tuple(sorted(policy_of[row[of].bytes][1] for of in ("trajectory_a", "trajectory_b")))
+        for row in table.filter(pc.field("label") == "cross_policy").to_pylist()
+    )
+    assert len(cross) == 2 * 3
+    assert max(cross.values()) == 5
+    assert counts["made", "excluded", "cross_policy", "budget", "seen"] >= 2 * 3 * 11
+
+
+@pytest.mark.parametrize("limits", [{}, {"cross_per_policies": 14}, {"pairs_per_prompt": 60}])
+def test_limits_leave_the_shares_as_they_were_asked_for(limits):
+    budget = Budget(same_policy_share=0.2, length_matched=False, **limits)
+    table, _ = in_process(answers_table(big_world(prompts=60)), PairSettings(budget=budget))
+    seen = table.filter((pc.field("cell") == "seen") & (pc.field("label") != "ambiguous"))
+    same = pc.sum(pc.equal(seen["label"], "same_policy")).as_py() / len(seen)
+    sibling = pc.sum(pc.equal(seen["relation"], "sibling")).as_py() / len(seen) / (1 - same)
+    assert same == pytest.approx(0.2, abs=0.02)
+    assert sibling == pytest.approx(0.2, abs=0.04)
+
+
+@given(worlds())
+@settings(max_examples=30, deadline=None)
+def test_sums_are_those_of_the_pairs(tmp_path_factory, answers):
+    x = read_answers(answers_table(answers))
+    judged = judge(x, PairSettings(budget=None))
+    kept = np.flatnonzero(judged.gone == 0)
+    alike = similarity(x, judged.a[kept], judged.b[kept])
+    file = tmp_path_factory.mktemp("sums") / "sums.arrow"
+    feather.write_feather(sum_pairs(x, judged, kept, alike), file)
+    policy_of = {r.id: r.policy_id for r in answers}
+    source_of = {r.id: r.source for r in answers}
+    expected = defaultdict(list)
+    for row in pairs_table(x, judged, kept, alike).to_pylist():
+        a, b = row["trajectory_a"].bytes, row["trajectory_b"].bytes
+        policies = sorted((policy_of[a], policy_of[b]))
+        kind = (row["cell"], row["label"], row["reason"], row["relation"])
+        expected[source_of[a], *policies, *kind].append((row["similarity"], row["length_ratio"]))
+    found = merge_sums([file]).to_pylist()
+    assert len(found) == len(expected)
+    for row in found:
+        kind = (row["cell"], row["label"], row["reason"], row["relation"])
+        values = expected[row["source"], row["policy_a"].bytes, row["policy_b"].bytes, *kind]
+        assert row["pairs"] == len(values)
+        means = (row["mean_similarity"], row["mean_length_ratio"])
+        assert means == pytest.approx(np.mean(values, axis=0), abs=1e-6)
+        assert row["split"] == ("train" if row["cell"] == "seen" else "eval")
+
+
+def test_compiled_and_plain_similarity_have_the_same_bits(monkeypatch):
+    x = read_answers(answers_table(big_world(prompts=2), permutations=7))
+    a, b = judge(x, PairSettings(budget=None)).a, judge(x, PairSettings(budget=None)).b
+    fast = similarity(x, a, b)
+    monkeypatch.setattr("pipelines.minhash.compiled", lambda: None)
+    assert similarity(x, a, b, block=1000).tobytes() == fast.tobytes()
+
+
+def test_the_balance_says_what_the_budget_gave(tmp_path):
+    source = tmp_path / "answers.parquet"
+    pq.write_table(answers_table(big_world(prompts=40)), source)
+    apart = {}
+    for matched in (True, False):
+        budget = Budget(same_policy_share=0.2, sibling_share=0.3, length_matched=matched)
+        result = make_pairs(source, PairSettings(budget=budget), tmp_path / str(matched))
+        rows = balance(result.sums).to_pylist()
+        assert sum(row["pairs"] for row in rows) == result.rows
+        for row in rows:
+            assert row["couple_most"] >= row["couple_median"] > 0
+            if row["cell"] == "seen":
+                assert row["same_policy"] == pytest.approx(0.2, abs=0.03)
+                assert row["sibling"] == pytest.approx(0.3, abs=0.05)
+                gap = abs(row["length_ratio_same"] - row["length_ratio_cross"])
+                apart[row["source"], matched] = gap
+    assert len(apart) == 4
+    assert all(gap < apart[source, False] for (source, matched), gap in apart.items() if matched)
 
 
 def test_chunks_hold_whole_prompts_and_refuse_unsorted_input(tmp_path):
