@@ -111,19 +111,13 @@ def _context(workspace: Workspace) -> ReportContext:
 
 def _publish(workspace: Workspace, fitted: Scaling, keys: dict[str, bytes]) -> None:
     """Set the losses of the plan's runs in `evaluations`."""
-    now, snapshot, schema = (
-        datetime.now(UTC),
-        groups_snapshot(workspace),
-        schemas.EVALUATIONS.schema,
-    )
-    rows = [
+    means, schema = fitted.means, schemas.EVALUATIONS.schema
+    same = {"suite": "scaling", "cell": fitted.plan.cell, "category": "all", "metric": "loss"}
+    same |= {"scorer": "model"}
+    now, snapshot = datetime.now(UTC), groups_snapshot(workspace)
+    rows: list[dict[str, Any]] = [
         {
-            "checkpoint_id": keys[name],
-            "suite": "scaling",
-            "cell": fitted.plan.cell,
-            "category": "all",
-            "metric": "loss",
-            "scorer": "model",
+            **same,
             "value": mean.value,
             "low": mean.low,
             "high": mean.high,
@@ -133,18 +127,11 @@ def _publish(workspace: Workspace, fitted: Scaling, keys: dict[str, bytes]) -> N
             "snapshot": snapshot,
             "created_at": now,
         }
-        for name, mean in fitted.means.items()
+        for mean in means.values()
     ]
-    columns = {name: [row[name] for row in rows] for name in schema.names}
-    table = pa.table(
-        [
-            ids.array(values)
-            if name == "checkpoint_id"
-            else pa.array(values, schema.field(name).type)
-            for name, values in columns.items()
-        ],
-        schema=schema,
-    )
+    known = pa.Table.from_pylist(rows, pa.schema([f for f in schema if f.name in rows[0]]))
+    named = ids.array([keys[name] for name in means])
+    table = known.add_column(0, "checkpoint_id", named).select(schema.names).cast(schema)
     inside = ", ".join(f"'{ids.text(key)}'" for key in keys.values())
     with workspace.lake() as lake:
         lake.publish(

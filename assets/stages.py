@@ -259,7 +259,10 @@ def ancestors(workspace: Workspace, until: str | None) -> list[Stage]:
     if until is None:
         return [stage for stage in every.values() if not stage.on_demand]
     wanted: set[str] = set()
-    queue = [stage_making(workspace, until)]
+    last = stage_making(workspace, until)
+    if last.on_demand:
+        last.settings(workspace)  # refused now if they do not hold, not after all that comes before
+    queue = [last]
     while queue:
         stage = queue.pop()
         if stage.name not in wanted:

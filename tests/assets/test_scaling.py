@@ -1,4 +1,4 @@
-"""The asset `scaling` end to end on tiny sizes: asked for by name, gone on with, whole or refused."""
+"""The asset `scaling` end to end on tiny sizes: asked for by name, gone on with, and growing."""
 
 from __future__ import annotations
 
