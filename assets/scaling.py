@@ -79,7 +79,7 @@ def scaling_laws(
             numbers = {k: v for k, v in summary.items() if k != "curve"}
             publish_checkpoint(workspace, _name(run), key, "pretrain", None, run.size, numbers)
         results[run.name] = measure(summary, corpus, folder)
-    pairs = corpus.held_out
+    pairs = corpus.pairs
     fitted = scaling(plan, results, pairs.prompt, pairs.policy)
     paths = write_scaling_report(workspace.scaling_dir, fitted, _context(workspace))
     _publish(workspace, fitted, keys)

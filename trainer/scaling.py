@@ -159,8 +159,9 @@ class Result:
     Attributes:
         tokens: ids of the pre-training, each candidate's sequence whole.
         language_tokens: ids of the next-token training before it.
-        losses: (n,) Bradley-Terry loss of each held-out pair.
-        accuracy: share of the pairs with the better candidate ahead.
+        losses: (n,) Bradley-Terry loss of each held-out pair, sibling policies' left out.
+        accuracy: share of these pairs with the better candidate ahead.
+        siblings: mean loss of the held-out pairs of sibling policies; None where there are none.
         seconds: of both trainings.
     """
 
@@ -168,6 +169,7 @@ class Result:
     language_tokens: int
     losses: np.ndarray
     accuracy: float
+    siblings: float | None
     seconds: float
 
 

@@ -22,7 +22,8 @@ _ABOUT = (
     "then POLAR pre-training. Sizes and budgets were fixed in the plan before any run, and the "
     "laws are fitted to all runs. N counts weights without the embedding; C is 6 N D, D the ids of "
     "the pre-training with each candidate's sequence whole; L is the Bradley-Terry loss on "
-    "held-out pairs, the same for all runs."
+    "held-out pairs, the same for all runs; pairs of sibling policies stand apart, as in the "
+    "evaluation."
 )
 _READING = (
     "A law is fitted by least squares of relative errors to one point a size, the mean of its "
@@ -112,6 +113,7 @@ def runs_of(scaling: Scaling) -> list[dict[str, Any]]:
                 "n": mean.n,
                 "clusters": mean.clusters,
                 "accuracy": result.accuracy,
+                "siblings": result.siblings,
                 "seconds": round(result.seconds, 1),
             }
         )
@@ -194,13 +196,16 @@ def _runs_table(scaling: Scaling) -> dict[str, Any]:
             _cell(f"{row['C']:.3g}"),
             _cell(f"{row['loss']:.4f}", (row["low"], row["high"])),
             _cell(f"{100 * row['accuracy']:.1f}"),
+            _cell("" if row["siblings"] is None else f"{row['siblings']:.4f}"),
             _cell(f"{row['seconds']:.0f}"),
         ]
         lines.append({"name": row["run"], "kind": "", "cells": cells})
     return {
         "title": "Runs: ids in millions, accuracy in %",
         "corner": "run",
-        "heads": _heads("N", "ids", "ids of language", "C", "loss", "accuracy", "seconds"),
+        "heads": _heads(
+            "N", "ids", "ids of language", "C", "loss", "accuracy", "siblings' loss", "seconds"
+        ),
         "lines": lines,
     }
 

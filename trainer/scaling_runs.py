@@ -37,7 +37,7 @@ class Corpus:
         snapshot: the lake snapshot that they come from.
         documents: what the backbones learn language from.
         tokenizer: the common tokenizer's folder.
-        held_out: the pairs whose loss is measured.
+        held_out: the pairs whose loss is measured, and those of sibling policies beside them.
         cache: where token ids are kept.
     """
 
@@ -47,6 +47,11 @@ class Corpus:
     tokenizer: Path
     held_out: Comparisons
     cache: Path | None
+
+    @property
+    def pairs(self) -> Comparisons:
+        """The pairs that laws are of: siblings stand apart, as in the evaluation."""
+        return self.held_out.only(~self.held_out.sibling)
 
 
 def read_corpus(
@@ -68,9 +73,10 @@ def read_corpus(
     table = read_groups([held_out])
     rows, _ = choose(table, "pretrain", "eval", len(table) or 1, by_cell=True)
     pairs = compare([row for row in rows if row["cell"] == plan.cell])
-    if not documents or not len(pairs):
+    apart = int((~pairs.sibling).sum())
+    if not documents or not apart:
         msg = (
-            f"{len(documents)} training groups and {len(pairs)} held-out pairs of cell "
+            f"{len(documents)} training groups and {apart} held-out pairs of cell "
             f"{plan.cell!r}: a scaling plan needs both; make more answers or name another cell"
         )
         raise BadGroupsError(msg)
@@ -173,14 +179,15 @@ def train_run(
 
 def measure(summary: dict[str, Any], corpus: Corpus, out: Path) -> Result:
     """A finished run's losses on the held-out pairs, in fp32."""
-    pairs = corpus.held_out
+    pairs, siblings = corpus.held_out, corpus.held_out.sibling
     scores = Scorer.load(out).score(pairs.items)
-    margins = scores[pairs.winner].astype(float) - scores[pairs.loser]
+    losses = np.logaddexp(0.0, -(scores[pairs.winner].astype(float) - scores[pairs.loser]))
     return Result(
         tokens=int(summary["tokens"]),
         language_tokens=int(summary["language"]["tokens"]),
-        losses=np.logaddexp(0.0, -margins),
-        accuracy=float(pairs.outcomes(scores).mean()),
+        losses=losses[~siblings],
+        accuracy=float(pairs.outcomes(scores)[~siblings].mean()),
+        siblings=float(losses[siblings].mean()) if siblings.any() else None,
         seconds=float(summary["seconds"] + summary["language"]["seconds"]),
     )
 

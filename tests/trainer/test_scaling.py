@@ -45,7 +45,12 @@ def results_of(
         losses = mean * np.exp(common) / np.exp(common).mean()
         tokens = 100 * run.size.groups
         results[run.name] = Result(
-            tokens=tokens, language_tokens=1, losses=losses, accuracy=0.7, seconds=1.0
+            tokens=tokens,
+            language_tokens=1,
+            losses=losses,
+            accuracy=0.7,
+            siblings=None,
+            seconds=1.0,
         )
     return results, prompts, policies
 

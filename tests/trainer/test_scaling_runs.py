@@ -64,7 +64,8 @@ def test_a_run_is_measured_and_not_trained_twice(
     embedding = network.get_input_embeddings().weight.numel()
     assert run.size.parameters == sum(p.numel() for p in network.parameters()) - embedding
     result = measure(summary, corpus, out)
-    assert result.losses.shape == (len(corpus.held_out),)
+    assert result.losses.shape == (len(corpus.pairs),)
+    assert len(corpus.pairs) + corpus.held_out.sibling.sum() == len(corpus.held_out)
     assert result.tokens > result.language_tokens > 100
     assert abs(result.losses.mean() - np.log(2)) < 0.3  # so little training teaches next to nothing
 
