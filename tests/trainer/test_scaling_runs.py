@@ -52,7 +52,6 @@ def count_trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-@pytest.mark.slow
 def test_a_run_is_measured_and_not_trained_twice(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
