@@ -54,6 +54,7 @@ def scaling_laws(
     """All runs of the plan, their losses on the same held-out pairs, and the laws."""
     import torch
 
+    from trainer.plots import scaling_figure
     from trainer.scaling_runs import finished, measure, read_corpus, shares_of, train_run
 
     torch.set_num_threads(workspace.config.threads)
@@ -87,7 +88,7 @@ def scaling_laws(
     metadata: dict[str, Any] = {
         "report": dg.MetadataValue.path(str(paths["html"])),
         "open": dg.MetadataValue.url(paths["html"].resolve().as_uri()),
-        "loss by run": plots.bars("loss on held-out pairs", {r["run"]: r["loss"] for r in runs}),
+        "loss": plots.picture("loss on held-out pairs", scaling_figure(fitted)),
         "laws": plots.table(
             [{k: v for k, v in law.items() if k != "variable"} for law in laws_of(fitted)]
         ),

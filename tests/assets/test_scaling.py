@@ -90,7 +90,7 @@ def test_it_trains_all_sizes_goes_on_after_a_stop_and_grows(copy: Home):
     assert event is not None
     assert event.asset_materialization is not None
     shown = event.asset_materialization.metadata
-    assert "data:image/png" in str(shown["loss by run"].value)
+    assert "data:image/png" in str(shown["loss"].value)
     assert "a N^-b + floor" in str(shown["laws"].value)
 
     # a run that is lost is trained again, and a size that joins the plan leaves the others
