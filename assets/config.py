@@ -72,6 +72,9 @@ class RunConfig(Settings):
     pretrain: TrainSettings = TrainSettings()
     finetune: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    scaling: str | None = Field(
+        default=None, description="plan of the asset `scaling`, a file, relative to this one"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> RunConfig:

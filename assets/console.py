@@ -167,6 +167,7 @@ def work_sizes(workspace: Workspace) -> dict[str, str]:
         "pretrained": _length(config.pretrain),
         "finetuned": _length(config.finetune),
         "finetuned_alone": _length(config.finetune),
+        "scaling": f"{len(workspace.scaling.runs)} training runs" if config.scaling else "",
     }
 
 
@@ -212,10 +213,12 @@ def summarise(workspace: Workspace) -> dict[str, Any]:
             "where what = 'quarantined' group by 1 having sum(rows) > 0"
         ).to_pylist()
     report = workspace.report_dir / "report.html"
+    scaling = workspace.scaling_dir / "report.html"
     return {
         "home": str(workspace.home),
         "lake": str(catalog),
         "report": str(report) if report.exists() else None,
+        "scaling": str(scaling) if scaling.exists() else None,
         "rows": rows,
         "metrics": metrics,
         "quarantined": quarantined,
@@ -264,7 +267,7 @@ def print_summary(
     ]
     for line in lacking:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
-    for label in ("report", "lake"):
+    for label in ("report", "scaling", "lake"):
         if summary.get(label):
             out.print(f"{label + ':':<8} {summary[label]}", highlight=False, soft_wrap=True)
     out.print(f"took:    {duration(seconds)}", highlight=False)

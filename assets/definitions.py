@@ -10,7 +10,7 @@ import warnings
 
 import dagster as dg
 
-from assets import corpus, evaluation, maintenance, pool, training
+from assets import corpus, evaluation, maintenance, pool, scaling, training
 from assets.automation import new_checkpoints, refresh_corpus, refresh_schedule
 from assets.checks import all_checks
 from assets.trajectories import trajectories_of
@@ -27,7 +27,14 @@ def build_definitions(workspace: Workspace) -> dg.Definitions:
     else:
         first = [*pool.ASSETS, trajectories_of(workspace), *corpus.POOL_ASSETS]
     return dg.Definitions(
-        assets=[*first, *corpus.ASSETS, *training.ASSETS, *evaluation.ASSETS, *maintenance.ASSETS],
+        assets=[
+            *first,
+            *corpus.ASSETS,
+            *training.ASSETS,
+            *evaluation.ASSETS,
+            *scaling.ASSETS,
+            *maintenance.ASSETS,
+        ],
         asset_checks=all_checks(),
         jobs=[refresh_corpus],
         schedules=[refresh_schedule],

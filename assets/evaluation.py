@@ -127,7 +127,8 @@ def report_context(workspace: Workspace) -> ReportContext:
     with workspace.lake(read_only=True) as lake:
         trained = lake.query(
             "select name, stage, checkpoint_id::varchar as id, parent::varchar as parent, "
-            "snapshot, path, configuration from checkpoints where path like ? order by created_at",
+            "snapshot, path, configuration from checkpoints where path like ? "
+            "and name not like 'scaling/%' order by created_at",
             [f"checkpoints/{workspace.config.name}/%"],
         ).to_pylist()
         balance = lake.query(

@@ -8,9 +8,12 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def bars(title: str, values: Mapping[str, float]) -> dg.MarkdownMetadataValue:
@@ -57,6 +60,11 @@ def _picture(title: str, draw: Any, *, height: float) -> dg.MarkdownMetadataValu
     axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
+    return picture(title, figure)
+
+
+def picture(title: str, figure: Figure) -> dg.MarkdownMetadataValue:
+    """A finished figure, as a picture inside Markdown."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -2,7 +2,8 @@
 
 A stage is stale when its code, its settings or a stage upstream differ from what its last
 materialisation for this configuration was made with, when its files are gone, or when one of its
-blocking checks failed. What a stage does is in pool.py, corpus.py, training.py and evaluation.py.
+blocking checks failed. What a stage does is in pool.py, corpus.py, training.py, evaluation.py and
+scaling.py.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Stage:
     files: Callable[[Workspace], list[Path]] = lambda w: [w.home / CATALOG]
     outputs: tuple[str, ...] = ()
     partitioned: bool = False
+    on_demand: bool = False  # made only when it is asked for by name
     idle: Callable[[Workspace], str | None] = lambda _: None  # why there is nothing to do
 
     @property
@@ -203,6 +205,15 @@ _COMMON = (
         settings=_section("evaluation"),
         files=lambda w: [w.report_dir / "report.html"],
     ),
+    Stage(
+        name="scaling",
+        group="evaluation",
+        upstream=("groups",),
+        code=("trainer.scaling_runs", "trainer.scaling_report"),
+        settings=lambda w: w.scaling,
+        files=lambda w: [w.scaling_dir / "report.html"],
+        on_demand=True,
+    ),
 )
 
 
@@ -243,12 +254,15 @@ def asset_kwargs(name: str, *, recorded: bool = False) -> dict[str, Any]:
 
 
 def ancestors(workspace: Workspace, until: str | None) -> list[Stage]:
-    """The stages needed for the asset `until`, in order; all of them when it is None."""
+    """The stages needed for the asset `until`, in order; when it is None, all of a whole run."""
     every = stages_of(workspace)
     if until is None:
-        return list(every.values())
+        return [stage for stage in every.values() if not stage.on_demand]
     wanted: set[str] = set()
-    queue = [stage_making(workspace, until)]
+    last = stage_making(workspace, until)
+    if last.on_demand:
+        last.settings(workspace)  # refused now if they do not hold, not after all that comes before
+    queue = [last]
     while queue:
         stage = queue.pop()
         if stage.name not in wanted:

@@ -22,8 +22,9 @@ from pipelines.errors import ConfigError
 from pipelines.lake import Lake
 from pipelines.policies import Pool, load_pool, policies_table
 from pipelines.prompt_sources import Places
-from pipelines.settings import parse
+from pipelines.settings import load_yaml, parse
 from pipelines.watch import Watch
+from trainer.scaling import ScalingPlan
 
 DEFAULT_CONFIG = PROJECT / "configs" / "demo.yaml"
 
@@ -126,6 +127,18 @@ class Workspace:
         return (self.config_path.parent / self.config.pool).resolve()
 
     @cached_property
+    def scaling(self) -> ScalingPlan:
+        """The plan of the asset `scaling`.
+
+        Raises:
+            ConfigError: the configuration names no plan, or the file does not hold.
+        """
+        if self.config.scaling is None:
+            msg = f"{self.config_path} names no scaling plan; add a line `scaling: scaling.yaml`"
+            raise ConfigError(msg)
+        return load_yaml(self.config_path.parent / self.config.scaling, ScalingPlan)
+
+    @cached_property
     def embedded(self) -> EmbeddedPool | None:
         """The recipes of policies that this project trains itself, where the pool has some."""
         if self.config.pool is None or self.pool.embedded is None:
@@ -217,3 +230,8 @@ class Workspace:
     def report_dir(self) -> Path:
         """The folder of the evaluation report."""
         return self.home / "reports" / self.config.name
+
+    @property
+    def scaling_dir(self) -> Path:
+        """The folder of the report on scaling laws."""
+        return self.report_dir / "scaling"

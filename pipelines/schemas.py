@@ -285,10 +285,10 @@ EVALUATIONS = Table(
     "Every measured number with its interval; rulers are scorers beside the model.",
     (
         _c("checkpoint_id", UUID, "the checkpoint measured"),
-        _c("suite", TEXT, "policy_discrimination or preference"),
+        _c("suite", TEXT, "policy_discrimination, preference or scaling"),
         _c("cell", TEXT, "seen, new_policy, new_prompt, both_new or all"),
         _c("category", TEXT, "category, relation (siblings) or all"),
-        _c("metric", TEXT, "accuracy, or difference (model less ruler, paired)"),
+        _c("metric", TEXT, "accuracy, difference (model less ruler, paired) or, of scaling, loss"),
         _c("scorer", TEXT, "model, length, tfidf, shuffled_reference, reference_blind, ..."),
         _c("value", DOUBLE, "the number, ties counted one half"),
         _opt("low", DOUBLE, "lower end of the clustered 95 % interval"),

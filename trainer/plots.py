@@ -10,11 +10,13 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trainer.evaluate import ALL, SIBLINGS
+from trainer.scaling import Scaling
 from trainer.verdicts import Stratum, is_ruler, spoken
 
 INK = "#010203"  # stands for the colour of the page's text
@@ -155,6 +157,42 @@ def balance_svg(balance: Sequence[Mapping[str, Any]]) -> str:
         axis.set_xlabel("share of rows, %")
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, fontsize=8)
         return _svg(figure)
+
+
+def scaling_svg(scaling: Scaling) -> str:
+    """The figure of scaling laws as SVG."""
+    with rc_context({**_STYLE, "svg.hashsalt": "scaling"}):
+        return _svg(scaling_figure(scaling))
+
+
+def scaling_figure(scaling: Scaling) -> Figure:
+    """Loss over N and over C on logarithmic axes: runs with intervals, laws through the sizes."""
+    titles = {"N": "weights without embedding, N", "C": "compute of pre-training, C = 6 N D"}
+    figure = Figure(figsize=(9.4, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    for axis, (variable, title) in zip(axes, titles.items(), strict=True):
+        for run in scaling.plan.runs:
+            mean = scaling.means[run.name]
+            at = run.size.parameters if variable == "N" else scaling.compute(run)
+            axis.plot((at, at), (mean.low, mean.high), color=RULER, linewidth=1.2, alpha=0.6)
+            axis.plot(at, mean.value, "o", color=RULER, markersize=4)
+        x = np.array([point[variable] for point in scaling.points])
+        axis.plot(x, [p["loss"] for p in scaling.points], "o", color=MODELS[0], label="mean")
+        along = np.geomspace(x[0], x[-1], 100)
+        for fit in (fit for fit in scaling.fits if fit.variable == variable):
+            dashed = "floor" in fit.ends
+            label = f"{fit.form}, R² {fit.law.r2:.4f}"
+            style: Any = {"linestyle": "--" if dashed else "-", "color": MODELS[dashed]}
+            axis.plot(along, fit.law.loss(along), linewidth=1.4, label=label, **style)
+        axis.set(xscale="log", yscale="log", xlabel=title)
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x:.0e}")
+        axis.yaxis.set_major_formatter(lambda y, _: f"{y:.3g}")
+        axis.yaxis.set_minor_formatter(lambda y, _: f"{y:.3g}")
+        axis.tick_params(which="both", length=2)
+        axis.legend(fontsize=8)
+        axis.grid(which="both", color=INK, alpha=0.12, linewidth=0.6)
+    axes[0].set_ylabel("loss on held-out pairs")
+    return figure
 
 
 def _colour(stratum: Stratum, scorer: str, best: str) -> str:

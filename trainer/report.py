@@ -60,6 +60,21 @@ def write_report(
     """Write report.html, report.md and report.json into `out`; returns their paths by kind."""
     context = context or ReportContext()
     view = _view(rows, context)
+    record = {
+        **record_of(context, view),
+        "checkpoints": [dict(c) for c in context.checkpoints],
+        "verdicts": view["sentences"],
+        "notes": view["notes"],
+        "balance": [dict(b) for b in context.balance],
+        "rows": rows.to_pylist(),
+    }
+    return write_pages(out, view, record, _plots(context))
+
+
+def write_pages(
+    out: Path, view: Mapping[str, Any], record: Mapping[str, Any], drawn: Mapping[str, Any]
+) -> dict[str, Path]:
+    """Fill the pages with `view` (HTML with `drawn` too) and write them beside `record` as JSON."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=lambda name: bool(name and name.endswith(".html.j2")),
@@ -68,21 +83,8 @@ def write_report(
         undefined=StrictUndefined,
     )
     environment.filters["plain"] = _markdown
-    record = {
-        "title": context.title,
-        "created_at": view["created_at"],
-        "snapshot": context.snapshot,
-        "configuration": context.configuration,
-        "git_revision": context.git_revision,
-        "command": context.command,
-        "checkpoints": [dict(c) for c in context.checkpoints],
-        "verdicts": view["sentences"],
-        "notes": view["notes"],
-        "balance": [dict(b) for b in context.balance],
-        "rows": rows.to_pylist(),
-    }
     texts = {
-        "html": environment.get_template("report.html.j2").render(view | _plots(context)),
+        "html": environment.get_template("report.html.j2").render({**view, **drawn}),
         "md": environment.get_template("report.md.j2").render(view),
         "json": json.dumps(_finite(record), indent=1, default=str, allow_nan=False) + "\n",
     }
@@ -93,8 +95,30 @@ def write_report(
     return paths
 
 
+def record_of(context: ReportContext, view: Mapping[str, Any]) -> dict[str, Any]:
+    """What every report's JSON says of where it comes from."""
+    return {
+        "title": context.title,
+        "created_at": view["created_at"],
+        "snapshot": context.snapshot,
+        "configuration": context.configuration,
+        "git_revision": context.git_revision,
+        "command": context.command,
+    }
+
+
 def _view(rows: pa.Table, context: ReportContext) -> dict[str, Any]:
     """Everything that the pages show, as plain values."""
+    return {
+        **head_of(context),
+        "checkpoints": checkpoints_view(context.checkpoints),
+        "notes": [*notes_of(rows), *context.notes],
+        **evaluation_view(rows, context.labels),
+    }
+
+
+def head_of(context: ReportContext) -> dict[str, Any]:
+    """What every page begins and ends with: title, when, of what, and the command."""
     created = context.created_at or datetime.now(UTC)
     created_at = created.strftime("%Y-%m-%d %H:%M %Z").strip()
     facts = [created_at]
@@ -106,10 +130,7 @@ def _view(rows: pa.Table, context: ReportContext) -> dict[str, Any]:
         "title": context.title,
         "created_at": created_at,
         "facts": facts,
-        "checkpoints": checkpoints_view(context.checkpoints),
-        "notes": [*notes_of(rows), *context.notes],
         "command": context.command,
-        **evaluation_view(rows, context.labels),
     }
 
 

@@ -29,6 +29,16 @@ QUERY = """{
 }"""
 
 
+LAUNCH = """mutation {
+  launchRun(executionParams: {
+    selector: {repositoryLocationName: "assets.definitions", repositoryName: "__repository__",
+               jobName: "__ASSET_JOB", assetSelection: [{path: ["scaling"]}]}
+    runConfigData: {}
+  }) { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } }
+}"""
+STATUS = 'query { runOrError(runId: "%s") { ... on Run { status } } }'
+
+
 def root_files() -> set[str]:
     """What lies in the repository's root, but for caches of tools."""
     caches = {".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".git"}
@@ -113,18 +123,39 @@ def ask(port: int, path: str, body: Any = None) -> tuple[int, bytes]:
         return answer.status, answer.read()
 
 
+def await_answer(process: subprocess.Popen[str], port: int) -> None:
+    deadline = time.monotonic() + 200
+    while True:
+        assert process.poll() is None
+        assert time.monotonic() < deadline, "no answer"
+        try:
+            assert ask(port, "/server_info")[0] == 200
+            break
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.5)
+
+
+def test_scaling_runs_from_the_ui(made: Home, tmp_path: Path):
+    home, port = made.copy(tmp_path), free_port()
+    with up(home, port) as process:
+        await_answer(process, port)
+        launched = json.loads(ask(port, "/graphql", {"query": LAUNCH})[1])["data"]["launchRun"]
+        assert launched["__typename"] == "LaunchRunSuccess", launched
+        deadline, status = time.monotonic() + 270, ""
+        while status != "SUCCESS":
+            assert time.monotonic() < deadline, status
+            time.sleep(1)
+            query = {"query": STATUS % launched["run"]["runId"]}
+            status = json.loads(ask(port, "/graphql", query)[1])["data"]["runOrError"]["status"]
+            assert status != "FAILURE"
+    assert (home.path / "reports" / "tiny" / "scaling" / "report.html").exists()
+    assert home.plan("scaling") == {}
+
+
 def test_the_ui_lists_the_assets_and_ctrl_c_leaves_nothing_behind(made: Home, tmp_path: Path):
     home, before, port = made.copy(tmp_path), root_files(), free_port()
     with up(home, port) as process:
-        deadline = time.monotonic() + 200
-        while True:
-            assert process.poll() is None
-            assert time.monotonic() < deadline, "no answer"
-            try:
-                assert ask(port, "/server_info")[0] == 200
-                break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.5)
+        await_answer(process, port)
         _, said = ask(port, "/graphql", {"query": QUERY})
         (node,) = json.loads(said)["data"]["repositoriesOrError"]["nodes"]
         groups: dict[str, set[str]] = {}
