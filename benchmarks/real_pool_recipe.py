@@ -1,23 +1,75 @@
-"""The recipe of `bench-real-pool`: what is measured of answers, and weights to start from.
+"""The recipe of `bench-real-pool`: from nothing to a checkpoint, on answers of the training cell.
 
-Nothing here sees a held-out answer: the caller hands in rows of the training cell.
+A byte-level tokenizer; embeddings that know how tokens are spelled and what company they keep; a
+language model over pairs of answers of one policy; then ranks with seven negatives a reference,
+guided by what can be measured of the two texts (`trainer.guided`): first the beginnings of answers
+and any negatives, then whole answers and more negatives from the positive's own family of models.
+
+What is drawn and from where belongs to `real_pool_task`; no held-out answer is read here.
 """
 
 from __future__ import annotations
 
+import sys
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from scipy import sparse
-from scipy.sparse.linalg import svds
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.preprocessing import normalize
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoTokenizer
 
-from benchmarks.real_pool_task import Pool
-from trainer.guided import Guide
-from trainer.surface import TEXT_FEATURES, text_features
+from benchmarks.real_pool_start import first_weights
+from benchmarks.real_pool_task import Pool, draw, groups_table
+from trainer.guided import Guide, GuidedSettings, train_guided
+from trainer.ids_cache import cached_ids
+from trainer.language_model import train_tokenizer
+from trainer.packing import Progress
+from trainer.surface import text_features
+from trainer.template import Limits, Template
+
+VOCABULARY = 4096
+CONTEXT = 2048
+SIZE = {"hidden": 160, "layers": 4, "intermediate": 448}
+BEGINNING = Limits(2 * 128 + 2 * 32 + 4, 128)
+WHOLE = Limits(2 * 512 + 2 * 64 + 4, 512)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of the training: what it sees and for which share of the time."""
+
+    name: str
+    limits: Limits
+    groups: int
+    kin: float
+    share: float
+    settings: GuidedSettings
+
+
+PHASES = (
+    Phase(
+        name="beginnings",
+        limits=BEGINNING,
+        groups=12_000,
+        kin=0.0,
+        share=0.45,
+        settings=GuidedSettings(lr=2e-3, batch_groups=6),
+    ),
+    Phase(
+        name="whole",
+        limits=WHOLE,
+        groups=12_000,
+        kin=0.3,
+        share=0.55,
+        settings=GuidedSettings(lr=1e-3, batch_groups=4, until=0.7),
+    ),
+)
+NEGATIVES = 7
 
 EDGE = 60
 """Characters of an answer's beginning and end that are compared on their own."""
@@ -26,27 +78,28 @@ EDGE = 60
 class Measures:
     """What can be measured of answers of a pool and of two of them, computed once a text."""
 
-    def __init__(self, pool: Pool, fit: np.ndarray) -> None:
-        """`fit`: rows that document frequencies are counted over."""
-        texts = pool.text
+    def __init__(self, pool: Pool, rows: np.ndarray) -> None:
+        """`rows`: the answers that are asked for; words are weighed by how many of them have it."""
+        self.place = np.full(len(pool.text), -1)
+        self.place[rows] = np.arange(len(rows))
+        texts = pool.text[rows]
         self.own = text_features(list(texts))
-        self.lengths = np.array([len(text) for text in texts], float)
-        words = _vectors("word", (1, 2)).transform(texts)
-        self.sets = _vectors("word", (1, 1)).transform(texts)
-        self.sets.data[:] = 1
+        words = _vectors("word", (1, 1)).transform(texts)
+        self.sets = words.sign()
         self.spaces = [
-            _tfidf(words, fit),
+            TfidfTransformer(sublinear_tf=True).fit_transform(words),
             normalize(_vectors("char", (1, 3)).transform([text[:EDGE] for text in texts])),
             normalize(_vectors("char", (1, 3)).transform([text[-EDGE:] for text in texts])),
         ]
 
     def pairs(self, reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
         """Numbers about every reference and candidate, (n, F)."""
+        reference, candidate = self.place[reference], self.place[candidate]
         left, right = self.own[reference], self.own[candidate]
         shared = _products(self.sets, reference, candidate)
         size = np.asarray(self.sets.sum(axis=1)).reshape(-1)
         a, b = size[reference], size[candidate]
-        logs = np.log1p(self.lengths[reference]) - np.log1p(self.lengths[candidate])
+        logs = left[:, 0] - right[:, 0]  # of the lengths
         return np.column_stack(
             [
                 np.abs(left - right),
@@ -57,7 +110,6 @@ class Measures:
                 shared / np.maximum(a, 1),
                 shared / np.maximum(b, 1),
                 logs,
-                np.abs(logs),
             ]
         )
 
@@ -72,10 +124,6 @@ def _vectors(analyzer: str, ngrams: tuple[int, int]) -> HashingVectorizer:
         alternate_sign=False,
         lowercase=analyzer == "word",
     )
-
-
-def _tfidf(counts: sparse.csr_matrix, fit: np.ndarray) -> sparse.csr_matrix:
-    return TfidfTransformer(sublinear_tf=True).fit(counts[fit]).transform(counts)
 
 
 def _products(rows: sparse.csr_matrix, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -106,83 +154,74 @@ def guide_of(
     )
 
 
-def token_features(tokenizer) -> np.ndarray:
-    """What the spelling of each token of a vocabulary says, (V, F), standardised."""
-    spelled = [tokenizer.decode([i]) for i in range(len(tokenizer))]
-    stripped = [text.strip() for text in spelled]
-    lengths = np.array([[len(t), len(t.split()), t.startswith(" ")] for t in spelled], float)
-    ends = np.array([[s[:1].isupper(), s.isupper() and len(s) > 1] for s in stripped], float)
-    features = np.column_stack([text_features(spelled)[:, 6 : len(TEXT_FEATURES)], lengths, ends])
-    features -= features.mean(axis=0)
-    return features / np.maximum(features.std(axis=0), 1e-6)
+def make(task, folder: Path, *, minutes: float, threads: int) -> Path:
+    """Train for about `minutes` and return the checkpoint; what is done already is not done again.
 
-
-def company(rows: list[list[int]], size: int, dimensions: int, window: int = 4) -> np.ndarray:
-    """Vectors of ids by the ids that stand near them, (size, dimensions).
-
-    Source: positive pointwise mutual information and its singular vectors (Levy and Goldberg,
-    "Neural word embedding as implicit matrix factorization", NeurIPS 2014).
+    Stop it whenever you like: the same call goes on where training was.
     """
-    counts = sparse.csr_matrix((size, size), dtype=np.float64)
-    flat = np.concatenate([np.r_[row, np.full(window, -1)] for row in rows])
-    for gap in range(1, window + 1):
-        left, right = flat[:-gap], flat[gap:]
-        real = (left >= 0) & (right >= 0)
-        weight = np.full(real.sum(), 1.0 / gap)
-        counts += sparse.csr_matrix((weight, (left[real], right[real])), shape=(size, size))
-    counts = (counts + counts.T).tocoo()
-    total, own = counts.sum(), np.asarray(counts.sum(axis=0)).reshape(-1)
-    smooth = own**0.75
-    pmi = np.log(
-        counts.data * smooth.sum() / (np.maximum(own[counts.row], 1) * smooth[counts.col] + 1e-9)
-    )
-    del total
-    positive = sparse.csr_matrix((np.maximum(pmi, 0), (counts.row, counts.col)), counts.shape)
-    left, values, _ = svds(positive, k=dimensions, random_state=0)
-    vectors = left * np.sqrt(values)
-    return vectors / np.maximum(vectors.std(axis=0), 1e-9)
-
-
-def first_weights(
-    tokenizer_path: Path,
-    out: Path,
-    texts: list[str],
-    *,
-    hidden: int,
-    layers: int,
-    heads: int,
-    intermediate: int,
-    context: int,
-    init: float = 0.02,
-    told: bool = True,
-    seed: int = 0,
-) -> Path:
-    """A decoder whose embeddings know how tokens are spelled and what company they keep."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            intermediate_size=intermediate,
-            max_position_embeddings=context,
-            tie_word_embeddings=True,
-            initializer_range=init,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+    torch.set_num_threads(threads)
+    final = folder / PHASES[-1].name
+    if (final / "training.json").is_file():
+        return final
+    own = task.pool.rows_of("seen")
+    tokenizer, start = folder / "tokenizer", folder / "start"
+    some = np.random.default_rng(0).permutation(own)
+    if not (tokenizer / "tokenizer.json").is_file():
+        train_tokenizer(list(task.pool.text[some[:12_000]]), VOCABULARY, tokenizer, context=CONTEXT)
+    if not (start / "tokenizer.json").is_file():
+        first_weights(tokenizer, start, list(task.pool.text[some[:4000]]), context=CONTEXT, **SIZE)
+    for number, phase in enumerate(PHASES):
+        out = folder / phase.name
+        ids, guide = _lesson(task, folder, phase, tokenizer, seed=100 + number)
+        seconds = 60 * minutes * phase.share
+        settings = phase.settings.model_copy(update={"max_seconds": seconds, "epochs": 50})
+        train_guided(
+            ids, guide, start, out, settings, limits=phase.limits, progress=_told(phase, seconds)
         )
-    )
-    if told:
-        spelled = token_features(tokenizer)
-        rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        near = company(rows, len(tokenizer), hidden - spelled.shape[1])
-        table = torch.from_numpy(np.column_stack([spelled, near])).float()
-        with torch.no_grad():
-            model.model.embed_tokens.weight.copy_(table.clamp(-4, 4) * init)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    return out
+        start = out
+    return final
+
+
+def _lesson(task, folder: Path, phase: Phase, tokenizer: Path, seed: int):
+    """Token ids and guide of a phase's groups, kept in files."""
+    groups, kept = (folder / f"groups-{phase.name}.{end}" for end in ("parquet", "npz"))
+    if not groups.is_file():
+        drawn = draw(
+            task.pool,
+            "seen",
+            phase.groups,
+            negatives=NEGATIVES,
+            seed=seed,
+            kin=phase.kin,
+            without=task.kept_apart,
+        )
+        np.save(folder / f"drawn-{phase.name}.npy", np.array(drawn, object), allow_pickle=True)
+        pq.write_table(groups_table(task.pool, drawn, "seen", "train"), groups)
+    template = Template(AutoTokenizer.from_pretrained(tokenizer), phase.limits)
+    ids, _ = cached_ids([groups], template, folder / "cache")
+    if not kept.is_file():
+        drawn = np.load(folder / f"drawn-{phase.name}.npy", allow_pickle=True)
+        used = [list(drawn[int(name.rsplit("-", 1)[1])]) for name in ids.group_ids]
+        measures = Measures(task.pool, np.unique(np.concatenate(used)))
+        guide = guide_of(task.pool, measures, used)
+        np.savez(kept, **asdict(guide))
+    with np.load(kept) as found:
+        return ids, Guide(
+            numbers=found["numbers"],
+            classes=found["classes"],
+            sizes=tuple(int(size) for size in found["sizes"]),
+        )
+
+
+def _told(phase: Phase, seconds: float) -> Progress:
+    """Lines on standard error, at most two a minute, with what is left of the phase."""
+    last = time.monotonic() - 30
+
+    def line(done: int, total: int, note: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 30 or done == total:
+            last = time.monotonic()
+            left = seconds * (1 - done / total) / 60
+            print(f"{phase.name}: {note}; {left:.0f} min left", file=sys.stderr, flush=True)
+
+    return line

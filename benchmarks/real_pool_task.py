@@ -138,6 +138,7 @@ def draw(
     *,
     negatives: int = 3,
     seed: int = 1,
+    kin: float = 0.0,
     without: set[frozenset[int]] | None = None,
 ) -> list[list[int]]:
     """Groups of a cell as rows of the pool: reference, positive, negatives.
@@ -152,6 +153,7 @@ def draw(
         groups: how many.
         negatives: of each group, fewer where a prompt has not so many policy groups.
         seed: of the draws.
+        kin: share of groups whose negatives come from the positive's own family first.
         without: pairs of reference and positive that must not be drawn.
     """
     rng = np.random.default_rng([seed, list(CELLS).index(cell)])
@@ -161,7 +163,11 @@ def draw(
         policies = choices[int(rng.integers(len(choices)))]
         picked: list[np.ndarray] = []
         taken: set[str] = set()
-        for i in rng.permutation(len(policies)):
+        order = rng.permutation(len(policies))
+        if kin and rng.random() < kin:
+            families = [family(pool.policy_group[policies[i][0]]) for i in order]
+            order = order[np.argsort([name != families[0] for name in families], kind="stable")]
+        for i in order:
             group = pool.policy_group[policies[i][0]]
             if group not in taken:
                 taken.add(group)
@@ -177,6 +183,21 @@ def draw(
         else:
             drawn.append(answers)
     return drawn
+
+
+def family(policy_group: str) -> str:
+    """The base model that a policy group's name tells of, or the name itself."""
+    names = (
+        "pythia",
+        "llama-30b",
+        "llama-13b",
+        "llama-2",
+        "llama2",
+        "llama",
+        "falcon",
+        "oasst-sft",
+    )
+    return next((name for name in names if name in policy_group), policy_group)
 
 
 def groups_table(pool: Pool, drawn: list[list[int]], cell: str, split: str) -> pa.Table:

@@ -53,6 +53,7 @@ class GuidedSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     lr: float = Field(default=1e-3, gt=0)
+    heads: float = Field(default=10.0, gt=0, description="rate of head and probes, in rates")
     floor: float = Field(default=0.1, ge=0, le=1, description="last rate as a share of lr")
     warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the training")
     weight_decay: float = Field(default=0.05, ge=0)
@@ -149,11 +150,13 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.probes = _Probes(model.network.config.hidden_size, guide)
-        parameters = [*model.network.parameters(), *self.probes.parameters()]
+        heads = [cast(nn.Linear, model.network.score).weight, *self.probes.parameters()]
+        rest = [p for p in model.network.parameters() if p is not heads[0]]
+        groups = [{"params": rest, "times": 1.0}, {"params": heads, "times": settings.heads}]
         self.optimiser = torch.optim.AdamW(
-            parameters, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
+            groups, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
         )
-        self.parameters = parameters
+        self.parameters = [*rest, *heads]
 
     def go(self, state: dict[str, Any], progress: Progress | None) -> None:
         if state:
@@ -226,10 +229,11 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self.parameters, settings.clip)
         if not (math.isfinite(float(loss.detach())) and math.isfinite(float(norm))):
             names = ", ".join(ids.group_ids[g] for g in batch[:5])
-            msg = f"step {self.step + 1}: loss {float(loss.detach())} in the batch with {names}; lower lr"
+            said = f"step {self.step + 1}: loss {float(loss.detach())}"
+            msg = f"{said} in the batch with {names}; lower lr"
             raise DivergedError(msg)
         for group in self.optimiser.param_groups:
-            group["lr"] = settings.lr * self._rate()
+            group["lr"] = settings.lr * self._rate() * group["times"]
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         named = {name: float(value.detach()) for name, value in told.items()}
