@@ -47,7 +47,9 @@ def main() -> None:
     if given.only_rulers:
         print(json.dumps({"cells": {cell: accuracies(rulers[cell]) for cell in CELLS}}))
         return
-    checkpoint = recipe.make(task, folder, minutes=given.minutes, threads=given.threads)
+    checkpoint = recipe.make(
+        task, folder, minutes=given.minutes, threads=given.threads, groups=given.groups
+    )
     found = {}
     for cell in CELLS:
         comparisons = compare(read_rows(task.cell(cell)))
@@ -61,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=PROJECT.parent / "shared/data/open")
     parser.add_argument("--minutes", type=float, default=75, help="for training; scoring adds ten")
+    parser.add_argument("--groups", type=int, default=12_000, help="drawn for each phase")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only-rulers", action="store_true", help="no training")
     return parser

@@ -1,7 +1,7 @@
 """The recipe of `bench-real-pool`: from nothing to a checkpoint, on answers of the training cell.
 
-A byte-level tokenizer; embeddings that know how tokens are spelled and what company they keep; a
-language model over pairs of answers of one policy; then ranks with seven negatives a reference,
+A byte-level tokenizer; weights that know how tokens are spelled, what company they keep and where a
+comparison looks (`real_pool_start`); then ranks with seven negatives a reference,
 guided by what can be measured of the two texts (`trainer.guided`): first the beginnings of answers
 and any negatives, then whole answers and more negatives from the positive's own family of models.
 
@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,7 +29,7 @@ from benchmarks.real_pool_task import Pool, draw, groups_table
 from trainer.guided import Guide, GuidedSettings, train_guided
 from trainer.ids_cache import cached_ids
 from trainer.language_model import train_tokenizer
-from trainer.packing import Progress
+from trainer.packing import Ids, Progress
 from trainer.surface import text_features
 from trainer.template import Limits, Template
 
@@ -45,7 +46,6 @@ class Phase:
 
     name: str
     limits: Limits
-    groups: int
     kin: float
     share: float
     settings: GuidedSettings
@@ -55,18 +55,16 @@ PHASES = (
     Phase(
         name="beginnings",
         limits=BEGINNING,
-        groups=12_000,
         kin=0.0,
         share=0.45,
-        settings=GuidedSettings(lr=2e-3, batch_groups=6),
+        settings=GuidedSettings(lr=1.5e-3, heads=5, batch_groups=4),
     ),
     Phase(
         name="whole",
         limits=WHOLE,
-        groups=12_000,
         kin=0.3,
         share=0.55,
-        settings=GuidedSettings(lr=1e-3, batch_groups=4, until=0.7),
+        settings=GuidedSettings(lr=7e-4, heads=5, batch_groups=4, until=0.7),
     ),
 )
 NEGATIVES = 7
@@ -154,7 +152,7 @@ def guide_of(
     )
 
 
-def make(task, folder: Path, *, minutes: float, threads: int) -> Path:
+def make(task: Any, folder: Path, *, minutes: float, threads: int, groups: int) -> Path:
     """Train for about `minutes` and return the checkpoint; what is done already is not done again.
 
     Stop it whenever you like: the same call goes on where training was.
@@ -172,7 +170,7 @@ def make(task, folder: Path, *, minutes: float, threads: int) -> Path:
         first_weights(tokenizer, start, list(task.pool.text[some[:4000]]), context=CONTEXT, **SIZE)
     for number, phase in enumerate(PHASES):
         out = folder / phase.name
-        ids, guide = _lesson(task, folder, phase, tokenizer, seed=100 + number)
+        ids, guide = _lesson(task, folder, phase, tokenizer, groups, seed=100 + number)
         seconds = 60 * minutes * phase.share
         settings = phase.settings.model_copy(update={"max_seconds": seconds, "epochs": 50})
         train_guided(
@@ -182,23 +180,25 @@ def make(task, folder: Path, *, minutes: float, threads: int) -> Path:
     return final
 
 
-def _lesson(task, folder: Path, phase: Phase, tokenizer: Path, seed: int):
+def _lesson(
+    task: Any, folder: Path, phase: Phase, tokenizer: Path, groups: int, seed: int
+) -> tuple[Ids, Guide]:
     """Token ids and guide of a phase's groups, kept in files."""
-    groups, kept = (folder / f"groups-{phase.name}.{end}" for end in ("parquet", "npz"))
-    if not groups.is_file():
+    file, kept = (folder / f"groups-{phase.name}.{end}" for end in ("parquet", "npz"))
+    if not file.is_file():
         drawn = draw(
             task.pool,
             "seen",
-            phase.groups,
+            groups,
             negatives=NEGATIVES,
             seed=seed,
             kin=phase.kin,
             without=task.kept_apart,
         )
         np.save(folder / f"drawn-{phase.name}.npy", np.array(drawn, object), allow_pickle=True)
-        pq.write_table(groups_table(task.pool, drawn, "seen", "train"), groups)
+        pq.write_table(groups_table(task.pool, drawn, "seen", "train"), file)
     template = Template(AutoTokenizer.from_pretrained(tokenizer), phase.limits)
-    ids, _ = cached_ids([groups], template, folder / "cache")
+    ids, _ = cached_ids([file], template, folder / "cache")
     if not kept.is_file():
         drawn = np.load(folder / f"drawn-{phase.name}.npy", allow_pickle=True)
         used = [list(drawn[int(name.rsplit("-", 1)[1])]) for name in ids.group_ids]
