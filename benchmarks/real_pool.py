@@ -28,6 +28,7 @@ from assets.storage import PROJECT, polar_home
 from benchmarks import real_pool_recipe as recipe
 from benchmarks.real_pool_task import CELLS, SOURCE, Pool, draw, groups_table, read_pool
 from trainer.comparisons import Comparisons, compare, read_rows
+from trainer.evaluate import MODEL
 from trainer.intervals import Interval, resample
 from trainer.rulers import BLIND, RULERS, fit_rulers
 
@@ -45,7 +46,8 @@ def main() -> None:
     task = Task(given.data, folder)
     rulers = measured_rulers(task)
     if given.only_rulers:
-        print(json.dumps({"cells": {cell: accuracies(rulers[cell]) for cell in CELLS}}))
+        found = {c: summary(compare(read_rows(task.cell(c))), rulers[c]) for c in CELLS}
+        print(json.dumps({"cells": found}))
         return
     checkpoint = recipe.make(
         task, folder, minutes=given.minutes, threads=given.threads, groups=given.groups
@@ -54,7 +56,7 @@ def main() -> None:
     for cell in CELLS:
         comparisons = compare(read_rows(task.cell(cell)))
         outcomes = comparisons.outcomes(scores(checkpoint, comparisons, folder, cell))
-        found[cell] = summary(comparisons, {"model": outcomes, **rulers[cell]})
+        found[cell] = summary(comparisons, {MODEL: outcomes, **rulers[cell]})
         print(said(cell, found[cell]), flush=True)
     print(json.dumps({"checkpoint": str(checkpoint), "cells": found}))
 
@@ -121,11 +123,6 @@ def measured_rulers(task: Task) -> dict[str, dict[str, np.ndarray]]:
         return {cell: {name: kept[f"{cell}/{name}"] for name in RULERS} for cell in CELLS}
 
 
-def accuracies(outcomes: dict[str, np.ndarray]) -> dict[str, float]:
-    """The mean of each scorer's outcomes."""
-    return {name: round(float(values.mean()), 4) for name, values in outcomes.items()}
-
-
 def scores(checkpoint: Path, comparisons: Comparisons, folder: Path, cell: str) -> np.ndarray:
     """Scores of all candidates, in order, as `polar score` prints them."""
     out = folder / f"scores-{checkpoint.name}-{cell}.txt"
@@ -144,7 +141,7 @@ def scores(checkpoint: Path, comparisons: Comparisons, folder: Path, cell: str) 
 
 
 def summary(comparisons: Comparisons, outcomes: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What one cell says: the model's accuracy, the rulers', and the lead over the best ruler."""
+    """What one cell says: every ruler, and the model with its lead over the best of them."""
     names = list(outcomes)
     resampled = resample(
         np.stack(list(outcomes.values()), axis=1),
@@ -153,23 +150,20 @@ def summary(comparisons: Comparisons, outcomes: dict[str, np.ndarray]) -> dict[s
         resamples=RESAMPLES,
         seed=SEED,
     )
-    best = max((n for n in names if n not in ("model", BLIND)), key=lambda n: outcomes[n].mean())
-    return {
-        "accuracy": round(resampled.means[0].item(), 4),
-        "interval": _ends(resampled.mean(0)),
-        "n": len(comparisons),
-        "rulers": {
-            name: {
-                "accuracy": round(resampled.means[i].item(), 4),
-                "interval": _ends(resampled.mean(i)),
-            }
-            for i, name in enumerate(names)
-            if i
-        },
-        "best_ruler": best,
-        "lead": round(resampled.difference(0, names.index(best)).value, 4),
-        "lead_interval": _ends(resampled.difference(0, names.index(best))),
+    rows = {
+        name: {
+            "accuracy": round(float(resampled.means[i]), 4),
+            "interval": _ends(resampled.mean(i)),
+        }
+        for i, name in enumerate(names)
     }
+    model = rows.pop(MODEL, {})
+    best = max((n for n in rows if n != BLIND), key=lambda name: rows[name]["accuracy"])
+    found = {**model, "n": len(comparisons), "rulers": rows, "best_ruler": best}
+    if model:
+        lead = resampled.difference(names.index(MODEL), names.index(best))
+        found |= {"lead": round(lead.value, 4), "lead_interval": _ends(lead)}
+    return found
 
 
 def _ends(interval: Interval) -> list[float]:

@@ -132,15 +132,11 @@ def _products(rows: sparse.csr_matrix, left: np.ndarray, right: np.ndarray) -> n
     return found
 
 
-def guide_of(
-    pool: Pool, measures: Measures, drawn: list[list[int]], extra: np.ndarray | None = None
-) -> Guide:
-    """The guide of drawn groups: standardised numbers, the two policies, the two groups."""
+def guide_of(pool: Pool, measures: Measures, drawn: list[list[int]]) -> Guide:
+    """The guide of drawn groups: standardised numbers, and the policies of the two texts."""
     reference = np.repeat([answers[0] for answers in drawn], [len(a) - 1 for a in drawn])
     candidate = np.concatenate([answers[1:] for answers in drawn])
     numbers = measures.pairs(reference, candidate)
-    if extra is not None:
-        numbers = np.column_stack([numbers, extra])
     numbers -= numbers.mean(axis=0)
     numbers /= np.maximum(numbers.std(axis=0), 1e-6)
     names, codes = np.unique(pool.policy.astype(str), return_inverse=True)
@@ -185,7 +181,8 @@ def _lesson(
 ) -> tuple[Ids, Guide]:
     """Token ids and guide of a phase's groups, kept in files."""
     file, kept = (folder / f"groups-{phase.name}.{end}" for end in ("parquet", "npz"))
-    if not file.is_file():
+    template = Template(AutoTokenizer.from_pretrained(tokenizer), phase.limits)
+    if not (file.is_file() and kept.is_file()):
         drawn = draw(
             task.pool,
             "seen",
@@ -195,16 +192,14 @@ def _lesson(
             kin=phase.kin,
             without=task.kept_apart,
         )
-        np.save(folder / f"drawn-{phase.name}.npy", np.array(drawn, object), allow_pickle=True)
         pq.write_table(groups_table(task.pool, drawn, "seen", "train"), file)
-    template = Template(AutoTokenizer.from_pretrained(tokenizer), phase.limits)
-    ids, _ = cached_ids([file], template, folder / "cache")
-    if not kept.is_file():
-        drawn = np.load(folder / f"drawn-{phase.name}.npy", allow_pickle=True)
-        used = [list(drawn[int(name.rsplit("-", 1)[1])]) for name in ids.group_ids]
+        ids, _ = cached_ids([file], template, folder / "cache")
+        used = [drawn[int(name.rsplit("-", 1)[1])] for name in ids.group_ids]
         measures = Measures(task.pool, np.unique(np.concatenate(used)))
-        guide = guide_of(task.pool, measures, used)
-        np.savez(kept, **asdict(guide))
+        draft = kept.with_name("draft.npz")
+        np.savez(draft, **asdict(guide_of(task.pool, measures, used)))
+        draft.replace(kept)
+    ids, _ = cached_ids([file], template, folder / "cache")
     with np.load(kept) as found:
         return ids, Guide(
             numbers=found["numbers"],
