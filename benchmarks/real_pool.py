@@ -4,7 +4,8 @@
     python -m benchmarks.real_pool [--data FOLDER] [--minutes 80] [--threads 2] [--only-rulers]
 
 The task and its sides are in `real_pool_task`, the recipe in `real_pool_recipe`. Every step leaves
-its result in POLAR_HOME/real-pool and is not made again; training goes on where it was stopped.
+its result in POLAR_HOME/real-pool and is not made again; training goes on where it was stopped, and
+its minutes are those of the processor, so other work on the machine takes none of them away.
 Scores come from the saved checkpoint through `polar score`. The last line is JSON: the checkpoint
 and, per cell, accuracy with its clustered 95 % interval, every ruler, and the paired difference
 from the best one.
@@ -64,7 +65,7 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=PROJECT.parent / "shared/data/open")
-    parser.add_argument("--minutes", type=float, default=75, help="for training; scoring adds ten")
+    parser.add_argument("--minutes", type=float, default=75, help="of each thread, for training")
     parser.add_argument("--groups", type=int, default=12_000, help="drawn for each phase")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only-rulers", action="store_true", help="no training")

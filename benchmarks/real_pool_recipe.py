@@ -217,6 +217,6 @@ def _told(phase: Phase, seconds: float) -> Progress:
         if time.monotonic() - last >= 30 or done == total:
             last = time.monotonic()
             left = seconds * (1 - done / total) / 60
-            print(f"{phase.name}: {note}; {left:.0f} min left", file=sys.stderr, flush=True)
+            print(f"{phase.name}: {note}; {left:.0f} min of each thread left", file=sys.stderr, flush=True)
 
     return line

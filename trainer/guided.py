@@ -59,7 +59,9 @@ class GuidedSettings(BaseModel):
     weight_decay: float = Field(default=0.05, ge=0)
     clip: float = Field(default=1.0, gt=0)
     epochs: int = Field(default=1, ge=1)
-    max_seconds: float | None = Field(default=None, gt=0)
+    max_seconds: float | None = Field(
+        default=None, gt=0, description="of the processor, for each thread: other work is not in it"
+    )
     batch_groups: int = Field(default=4, ge=1)
     ranks: float = Field(default=1.0, ge=0, description="weight of the Bradley-Terry loss")
     numbers: float = Field(default=1.0, ge=0, description="weight of the squared error")
@@ -103,7 +105,7 @@ def train_guided(
     The same call goes on where it was stopped. Arguments as in `loop.train`.
 
     Returns:
-        Steps, seconds and the lines of the log.
+        Steps, seconds (as `max_seconds` counts them) and the lines of the log.
 
     Raises:
         BadGroupsError: there are no groups, or the guide has another number of candidates.
@@ -129,6 +131,11 @@ def train_guided(
         summary = {"steps": run.step, "seconds": run.elapsed, "curve": resume.read_log(out)}
         resume.finish(out, model, identity, summary)
     return summary
+
+
+def _seconds() -> float:
+    """What this process has used of each of its threads; waiting and being stopped cost nothing."""
+    return time.process_time() / torch.get_num_threads()
 
 
 class _Run:
@@ -165,7 +172,7 @@ class _Run:
             self.step, self.elapsed = state["step"], state["elapsed"]
         resume.trim_log(self.out, self.step)
         self.model.network.train()
-        clock, saved = time.perf_counter() - self.elapsed, self.elapsed
+        clock, saved = _seconds() - self.elapsed, self.elapsed
         sums: dict[str, float] = {}
         plan, planned = self._plan(0), 0
         while self.step < self.total and self._done() < 1:
@@ -175,7 +182,7 @@ class _Run:
             for name, value in self._take_step(plan[index]).items():
                 sums[name] = sums.get(name, 0.0) + value
             self.step += 1
-            self.elapsed = time.perf_counter() - clock
+            self.elapsed = _seconds() - clock
             if self.step % self.settings.log_every == 0:
                 steps = sums.pop("steps")
                 line = {name: value / steps for name, value in sums.items()}

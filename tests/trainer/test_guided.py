@@ -70,8 +70,8 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, backbone, lesson,
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts")]
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
     assert train_guided(*lesson, backbone, tmp_path / "parts", settings) == parts
+    other = settings.model_copy(update={"lr": 1e-4})
     with pytest.raises(ResumeError, match="lr"):
-        other = settings.model_copy(update={"lr": 1e-4})
         train_guided(*lesson, backbone, tmp_path / "parts", other)
 
 
