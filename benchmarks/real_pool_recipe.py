@@ -217,6 +217,7 @@ def _told(phase: Phase, seconds: float) -> Progress:
         if time.monotonic() - last >= 30 or done == total:
             last = time.monotonic()
             left = seconds * (1 - done / total) / 60
-            print(f"{phase.name}: {note}; {left:.0f} min of each thread left", file=sys.stderr, flush=True)
+            said = f"{phase.name}: {note}; {left:.0f} min of each thread left"
+            print(said, file=sys.stderr, flush=True)
 
     return line
