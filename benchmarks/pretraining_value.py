@@ -1,0 +1,287 @@
+"""What is pre-training worth on real preferences?
+
+    make bench-pretraining-value                            # or, with choices of one's own:
+    python -m benchmarks.pretraining_value [--pretrained FOLDER] [--start FOLDER] [--minutes 600]
+
+Three arms are fine-tuned on the same judgements and measured on the same others: from the
+pre-trained checkpoint of `bench-real-pool`, from the weights which that was pre-trained from, and
+from those without a reference. Five folds by prompt group, 50, 200 or all judgements to learn from,
+three seeds. Rulers are fitted on the same judgements. Accuracy is the mean over sources, so a large
+source does not outweigh a small one; intervals resample prompt groups.
+
+Every fine-tuning leaves its outcomes in POLAR_HOME/pretraining-value and is not made again: stop it
+whenever you like. The last line is JSON; the table is written to `table.md` there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from assets.storage import PROJECT, polar_home
+from benchmarks.pretraining_value_items import FOLDS, Judgement, groups_of, read_judgements
+from trainer.comparisons import compare, read_rows
+from trainer.loop import train
+from trainer.own import fitting
+from trainer.rulers import fit_rulers
+from trainer.score import Scorer
+
+FULL, PLAIN, BLIND = "pre-trained + fine-tuned", "fine-tuned only", "without reference"
+ARMS = (FULL, PLAIN, BLIND)
+RULERS = ("length", "tfidf", "surface_logistic", "surface_boosting")
+SIZES: tuple[int | None, ...] = (50, 200, None)  # None: all
+SEEDS = (0, 1, 2)
+RATE = 5e-4
+FEW = 20
+"""A source with fewer judgements of a kind does not count in the mean over sources."""
+LENGTHS = {"max_length": 1156, "max_response_length": 512}
+PAPER = {  # Table 13, averages: full, without pre-training, without pre-training and reference
+    "POLAR-1.8B": (74.0, 72.6, 63.3),
+    "POLAR-7B": (76.3, 76.5, 70.8),
+}
+
+
+class Part(NamedTuple):
+    """One fine-tuning, or one fitting of rulers."""
+
+    size: int | None
+    seed: int
+    fold: int
+
+    @property
+    def name(self) -> str:
+        """As it stands in file names."""
+        return f"{self.size or 'all'}-seed{self.seed}-fold{self.fold}"
+
+
+def main() -> None:
+    given = parser().parse_args()
+    torch.set_num_threads(given.threads)
+    judgements, counts = read_judgements(given.data)
+    print(dict(sorted(counts.items())), file=sys.stderr)
+    key = identity(given.pretrained, given.start)
+    folder = polar_home() / "pretraining-value" / key
+    folder.mkdir(parents=True, exist_ok=True)
+    began, parts = time.monotonic(), list(all_parts())
+    for number, part in enumerate(parts):
+        if time.monotonic() - began > 60 * given.minutes:
+            print(f"{given.minutes:g} minutes are over; the same command goes on", file=sys.stderr)
+            break
+        made = sum(run(part, arm, judgements, folder, given) for arm in (*ARMS, "rulers"))
+        if made:
+            each = (time.monotonic() - began) / (number + 1)
+            left = each * (len(parts) - number - 1) / 60
+            print(f"{part.name}: done; about {left:.0f} min left", file=sys.stderr, flush=True)
+    found = results(judgements, folder)
+    table = written(found)
+    (folder / "table.md").write_text(table)
+    print(table)
+    print(json.dumps({"folder": str(folder), "counts": counts, "rows": found}))
+
+
+def parser() -> argparse.ArgumentParser:
+    home = polar_home() / "real-pool"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=PROJECT.parent / "shared/data/open")
+    parser.add_argument("--pretrained", type=Path, default=home / "whole")
+    parser.add_argument("--start", type=Path, default=home / "start")
+    parser.add_argument("--minutes", type=float, default=600)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser
+
+
+def identity(*folders: Path) -> str:
+    """A short hash of the weights that the arms start from."""
+    total = hashlib.blake2b(digest_size=6)
+    for folder in folders:
+        total.update((folder / "model.safetensors").read_bytes())
+    return total.hexdigest()
+
+
+def all_parts() -> Iterator[Part]:
+    """Small sets first, and every fold of a seed before the next seed."""
+    for size in SIZES:
+        for seed in SEEDS:
+            for fold in range(FOLDS):
+                yield Part(size, seed, fold)
+
+
+def lesson(judgements: list[Judgement], part: Part) -> list[Judgement]:
+    """What is learned from: of other folds, with a reference, the same for every arm."""
+    usable = [j for j in judgements if j.fold != part.fold and j.reference is not None]
+    order = np.random.default_rng([part.seed, part.fold]).permutation(len(usable))
+    return [usable[i] for i in order[: part.size]]
+
+
+def measured(judgements: list[Judgement], fold: int, *, reference: bool) -> list[Judgement]:
+    """What a fold measures; an arm that needs a reference cannot judge without one."""
+    own = [j for j in judgements if j.fold == fold]
+    return [j for j in own if j.reference is not None] if reference else own
+
+
+def run(
+    part: Part, arm: str, judgements: list[Judgement], folder: Path, given: argparse.Namespace
+) -> bool:
+    """Fine-tune (or fit rulers) and keep the outcomes; False where that is done already."""
+    file = folder / f"{arm.replace(' ', '_')}-{part.name}.npz"
+    if file.is_file():
+        return False
+    reference = arm != BLIND
+    own = lesson(judgements, part)
+    held_out = measured(judgements, part.fold, reference=reference)
+    training = groups_of(own, reference=reference, split="train")
+    evaluation = groups_of(held_out, reference=reference, split="eval")
+    outcomes: dict[str, np.ndarray] = {}
+    if arm == "rulers":
+        comparisons = compare(read_rows(evaluation))
+        fitted = fit_rulers(compare(read_rows(training)), RULERS, seed=part.seed)
+        for name, ruler in fitted.items():
+            outcomes[name] = comparisons.outcomes(ruler(comparisons.items))
+    else:
+        start = given.pretrained if arm == FULL else given.start
+        groups, out = folder / "groups.parquet", folder / "run"
+        shutil.rmtree(out, ignore_errors=True)
+        pq.write_table(training, groups)
+        width = json.loads((start / "config.json").read_text())["hidden_size"]
+        changes = {"lr": RATE, "seed": part.seed, "log_every": 10, **LENGTHS}
+        settings = fitting(len(own), width).model_copy(update=changes)
+        train([groups], start, out, settings, stage="finetune")
+        scores = np.array(Scorer.load(out).score_groups(evaluation))
+        outcomes[arm] = (np.sign(scores[:, 0] - scores[:, 1]) + 1) / 2
+        shutil.rmtree(out)
+    draft = file.with_name("draft.npz")
+    np.savez(draft, **outcomes)
+    draft.replace(file)
+    return True
+
+
+def results(judgements: list[Judgement], folder: Path) -> list[dict[str, Any]]:
+    """A row for each size and scorer whose parts are all there, on judgements with a reference.
+
+    The arm without reference has a second row for those without one.
+    """
+    rows = []
+    for size in SIZES:
+        outcomes, others = _gathered(judgements, folder, size)
+        for name, values in outcomes.items():
+            rows.append({"size": size or "all", "scorer": name, "on": "with a reference"})
+            rows[-1] |= _macro(judgements, {name: values}, name, None)
+            if name == FULL and PLAIN in outcomes:
+                lead = _macro(judgements, outcomes, FULL, PLAIN)
+                rows[-1]["lead"] = {k: lead[k] for k in ("value", "low", "high")}
+        if others is not None:
+            rows.append({"size": size or "all", "scorer": BLIND, "on": "without a reference"})
+            rows[-1] |= _macro(judgements, {BLIND: others}, BLIND, None)
+    return rows
+
+
+def _gathered(
+    judgements: list[Judgement], folder: Path, size: int | None
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Per scorer the outcome of each judgement, NaN where it has none, averaged over seeds."""
+    with_reference = np.array([j.reference is not None for j in judgements])
+    folds = np.array([j.fold for j in judgements])
+    outcomes, others = {}, None
+    for arm in (*ARMS, "rulers"):
+        sums: dict[str, np.ndarray] = {}
+        for seed in SEEDS:
+            for fold in range(FOLDS):
+                part = Part(size, seed, fold)
+                file = folder / f"{arm.replace(' ', '_')}-{part.name}.npz"
+                if not file.is_file():
+                    break
+                rows = folds == fold
+                if arm != BLIND:
+                    rows &= with_reference
+                with np.load(file) as found:
+                    for name in found:
+                        values = sums.setdefault(name, np.full(len(judgements), 0.0))
+                        values[rows] += found[name] / len(SEEDS)
+            else:
+                continue
+            break
+        else:
+            for name, values in sums.items():
+                outcomes[name] = np.where(with_reference, values, np.nan)
+                if arm == BLIND:
+                    others = np.where(with_reference, np.nan, values)
+    return outcomes, others
+
+
+def _macro(
+    judgements: list[Judgement], outcomes: dict[str, np.ndarray], name: str, less: str | None
+) -> dict[str, Any]:
+    """Mean over sources of a scorer (less another), with a 95 % interval over prompt groups."""
+    values = outcomes[name] - (outcomes[less] if less else 0.0)
+    known = ~np.isnan(values)
+    sources, source = np.unique([j.source for j in judgements], return_inverse=True)
+    source = source[known]
+    present = np.flatnonzero(np.bincount(source, minlength=len(sources)) >= FEW)
+    groups, group = np.unique([j.prompt_group for j in judgements], return_inverse=True)
+    group, values = group[known], values[known]
+
+    def macro(weights: np.ndarray) -> float:
+        total = np.bincount(source, weights * values, len(sources))[present]
+        size = np.bincount(source, weights, len(sources))[present]
+        return float(np.mean(total[size > 0] / size[size > 0]))
+
+    rng = np.random.default_rng(0)
+    drawn = [
+        macro(
+            np.bincount(rng.integers(len(groups), size=len(groups)), minlength=len(groups))[group]
+        )
+        for _ in range(1000)
+    ]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    by_source = {
+        str(sources[s]): round(float(values[source == s].mean()), 4) for s in present.tolist()
+    }
+    return {
+        "value": round(macro(np.ones(len(values))), 4),
+        "low": round(float(low), 4),
+        "high": round(float(high), 4),
+        "n": int(known.sum()),
+        "sources": by_source,
+    }
+
+
+def written(rows: list[dict[str, Any]]) -> str:
+    """The table as Markdown, the paper's averages below it."""
+    lines = [
+        "| fine-tuned on | scorer | judgements | accuracy, mean over sources | n |",
+        "| --- | --- | --- | --- | ---: |",
+    ]
+    for row in rows:
+        value = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        lines.append(f"| {row['size']} | {row['scorer']} | {row['on']} | {value} | {row['n']} |")
+    for row in rows:
+        if "lead" in row:
+            value, low, high = (100 * row["lead"][k] for k in ("value", "low", "high"))
+            lines += [
+                "",
+                f"Pre-training at {row['size']}: {value:+.1f} points [{low:+.1f}, {high:+.1f}].",
+            ]
+    lines += [
+        "",
+        "The paper's Table 13 (averages over its own categories, other data, %):",
+        "",
+        f"| | {FULL} | {PLAIN} | {BLIND} |",
+        "| --- | --- | --- | --- |",
+        *(f"| {name} | " + " | ".join(map(str, values)) + " |" for name, values in PAPER.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

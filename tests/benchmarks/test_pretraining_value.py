@@ -1,0 +1,137 @@
+"""The judgements of bench-pretraining-value, and the mean that its table shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks import pretraining_value as bench
+from benchmarks.pretraining_value_items import groups_of, read_judgements
+
+
+def preference(prompt: str, a: str, b: str, verdict: str) -> dict:
+    return {
+        "prompt_id": prompt,
+        "source": prompt.split("/")[0],
+        "prompt": f"the text of {prompt}",
+        "response_a": a,
+        "response_b": b,
+        "preference": verdict,
+    }
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    prompts = [("s/1", None), ("s/2", "gold"), ("s/3", None), ("t/1", "x")]
+    rows = [
+        preference("s/1", "one", "two", "a"),
+        preference("s/1", "three", "two", "b"),
+        preference("s/1", "one", "three", "a"),
+        preference("s/2", "good", "bad", "a"),
+        preference("s/2", "bad", "good", "b"),
+        preference("s/2", "bad", "good", "a"),
+        preference("s/2", "same", "same", "a"),
+        preference("s/3", "p", "q", "a"),
+        preference("s/3", "q", "p", "a"),
+        preference("s/3", "p", "r", "tie"),
+        preference("t/1", "x", "y", "a"),
+    ]
+    triple = {"prompt_id": "s/1", "response_1": "one", "response_2": "two", "response_3": "three"}
+    pq.write_table(
+        pa.Table.from_pylist(
+            [{"prompt_id": p, "prompt_group": f"group {p}", "reference": r} for p, r in prompts]
+        ),
+        tmp_path / "prompts.parquet",
+    )
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "preferences.parquet")
+    pq.write_table(pa.Table.from_pylist([triple]), tmp_path / "ranked_triples.parquet")
+    return tmp_path
+
+
+def test_references_come_from_triples_then_prompts_then_the_best_other_answer(data):
+    judgements, counts = read_judgements(data)
+    found = {(j.chosen, j.rejected): (j.reference, j.origin) for j in judgements}
+    assert found == {
+        ("two", "three"): ("one", "triple"),
+        ("one", "two"): (None, "none"),  # the third answer was beaten
+        ("one", "three"): (None, "none"),
+        ("good", "bad"): ("gold", "prompt"),  # two votes against one
+        ("x", "y"): (None, "none"),  # an answer is not its own reference
+    }
+    assert counts["read"] == 11
+    assert counts["equal answers"] == 1
+    assert counts["undecided"] == 2  # one vote each, and a tie
+
+
+def test_without_a_reference_its_place_is_empty(data):
+    judgements, _ = read_judgements(data)
+    own = [j for j in judgements if j.reference is not None]
+    for reference in (True, False):
+        table = groups_of(own, reference=reference, split="train")
+        texts = table.column("reference").to_pylist()
+        assert texts == ([j.reference for j in own] if reference else [""] * len(own))
+
+
+def many(sources: dict[str, int]) -> list[bench.Judgement]:
+    return [
+        bench.Judgement(
+            source=source,
+            prompt=f"{source} {i}",
+            prompt_group=f"{source} {i // 2}",
+            chosen="a",
+            rejected="b",
+            reference="r" if i % 3 else None,
+            origin="prompt",
+        )
+        for source, n in sources.items()
+        for i in range(n)
+    ]
+
+
+def test_no_prompt_group_is_learned_from_and_measured():
+    judgements = many({"s": 200, "t": 40})
+    for fold in range(5):
+        part = bench.Part(50, 0, fold)
+        learned = bench.lesson(judgements, part)
+        own = bench.measured(judgements, fold, reference=False)
+        assert len(learned) == 50
+        assert not {j.prompt_group for j in learned} & {j.prompt_group for j in own}
+        assert all(j.reference for j in bench.measured(judgements, fold, reference=True))
+    assert sum(len(bench.measured(judgements, f, reference=False)) for f in range(5)) == 240
+
+
+def test_a_large_source_does_not_outweigh_a_small_one_and_a_tiny_one_does_not_count():
+    judgements = many({"large": 300, "small": 30, "tiny": 5})
+    values = np.array([{"large": 1.0, "small": 0.0, "tiny": 1.0}[j.source] for j in judgements])
+    found = bench._macro(judgements, {"x": values}, "x", None)
+    assert found["value"] == 0.5
+    assert found["low"] <= 0.5 <= found["high"]
+    assert set(found["sources"]) == {"large", "small"}
+
+
+def test_the_table_shows_only_what_is_there_whole(tmp_path):
+    judgements = many({"s": 200})
+    assert bench.results(judgements, tmp_path) == []
+    for seed in bench.SEEDS:
+        for fold in range(5):
+            for arm in bench.ARMS:
+                own = bench.measured(judgements, fold, reference=arm != bench.BLIND)
+                value = {bench.FULL: 1.0, bench.PLAIN: float(seed == 0), bench.BLIND: 0.5}[arm]
+                name = f"{arm.replace(' ', '_')}-{bench.Part(50, seed, fold).name}.npz"
+                np.savez(tmp_path / name, **{arm: np.full(len(own), value)})
+    rows = bench.results(judgements, tmp_path)
+    seen = {(row["scorer"], row["on"]): row["value"] for row in rows}
+    assert seen == {
+        (bench.FULL, "with a reference"): 1.0,
+        (bench.PLAIN, "with a reference"): pytest.approx(1 / 3, abs=1e-4),
+        (bench.BLIND, "with a reference"): 0.5,
+        (bench.BLIND, "without a reference"): 0.5,
+    }
+    assert rows[0]["lead"]["value"] == pytest.approx(2 / 3, abs=1e-4)
+    table = bench.written(rows)
+    assert "Pre-training at 50: +66.7 points" in table
+    assert "POLAR-7B" in table

@@ -1,0 +1,254 @@
+"""Guided training: besides ranking candidates, tell what can be measured of them.
+
+A small decoder from scratch learns next to nothing from ranks alone: a rank is one bit for several
+hundred ids. Here the state that is scored must also give numbers (say, how far the candidate's
+length is from the reference's) and classes (say, whose answers these are), through linear probes
+that are thrown away in the end. What is left is a checkpoint like any other.
+
+What is measured is the caller's; plain training on ranks is `loop`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer import decoder, resume
+from trainer.errors import BadGroupsError, DivergedError, LayoutError
+from trainer.layout import precision
+from trainer.loss import bradley_terry, pairs_of
+from trainer.model import RewardModel
+from trainer.packed import row_of
+from trainer.packing import Ids, Progress, batches
+from trainer.template import Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """What the state of every candidate must tell; rows in the order of the ids' candidates.
+
+    Attributes:
+        numbers: (N, F) of mean about 0 and deviation about 1.
+        classes: (N, C) labels from 0; -1 is unknown and not learned from.
+        sizes: (C,) how many labels each class has.
+    """
+
+    numbers: np.ndarray
+    classes: np.ndarray
+    sizes: tuple[int, ...]
+
+
+class GuidedSettings(BaseModel):
+    """Everything that decides what a guided training computes, and how often it logs and saves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lr: float = Field(default=1e-3, gt=0)
+    heads: float = Field(default=10.0, gt=0, description="rate of head and probes, in rates")
+    floor: float = Field(default=0.1, ge=0, le=1, description="last rate as a share of lr")
+    warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the training")
+    weight_decay: float = Field(default=0.05, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    epochs: int = Field(default=1, ge=1)
+    max_seconds: float | None = Field(
+        default=None, gt=0, description="of the processor, for each thread: other work is not in it"
+    )
+    batch_groups: int = Field(default=4, ge=1)
+    ranks: float = Field(default=1.0, ge=0, description="weight of the Bradley-Terry loss")
+    numbers: float = Field(default=1.0, ge=0, description="weight of the squared error")
+    classes: float = Field(default=0.3, ge=0, description="weight of the cross-entropy")
+    until: float = Field(default=1.0, gt=0, description="share after which only ranks count")
+    bf16: bool = True
+    seed: int = 0
+    log_every: int = Field(default=20, ge=1)
+    save_seconds: float = Field(default=60.0, gt=0)
+
+
+class _Probes(nn.Module):
+    def __init__(self, width: int, guide: Guide) -> None:
+        super().__init__()
+        self.numbers = nn.Linear(width, guide.numbers.shape[1])
+        self.classes = nn.ModuleList(nn.Linear(width, size) for size in guide.sizes)
+
+    def losses(self, states: Tensor, numbers: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squared error of the numbers, mean cross-entropy of the classes."""
+        error = functional.smooth_l1_loss(self.numbers(states), numbers)
+        known = [
+            functional.cross_entropy(probe(states), classes[:, i], ignore_index=-1)
+            for i, probe in enumerate(self.classes)
+            if (classes[:, i] >= 0).any()
+        ]
+        return error, torch.stack(known).mean() if known else error.new_zeros(())
+
+
+def train_guided(
+    ids: Ids,
+    guide: Guide,
+    start: Path,
+    out: Path,
+    settings: GuidedSettings,
+    *,
+    limits: Limits | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train the reward model of `start` on groups and their guide; leave its checkpoint in `out`.
+
+    The same call goes on where it was stopped. Arguments as in `loop.train`.
+
+    Returns:
+        Steps, seconds (as `max_seconds` counts them) and the lines of the log.
+
+    Raises:
+        BadGroupsError: there are no groups, or the guide has another number of candidates.
+        LayoutError: the network is none that runs over packed rows.
+        ResumeError: `out` holds another run.
+        DivergedError: the loss is not finite.
+    """
+    if not len(ids) or len(guide.numbers) != len(ids.ranks):
+        msg = f"{len(ids)} groups with {len(ids.ranks)} candidates, {len(guide.numbers)} guides"
+        raise BadGroupsError(msg)
+    with resume.only_trainer(out):
+        identity = resume.identity(settings, "guided", start, ids)
+        if (found := resume.finished(out, identity)) is not None:
+            return found
+        first = RewardModel.start(start, wrapper="pretrain", limits=limits)
+        model, state = resume.restore(out, identity) or (first, {})
+        if not decoder.ready(model.network):
+            msg = f"{type(model.network).__name__} does not run over packed rows"
+            raise LayoutError(msg)
+        model.record = model.record.model_copy(update={"stage": "pretrain"})
+        run = _Run(model, ids, guide, out, settings, identity)
+        run.go(state, progress)
+        summary = {"steps": run.step, "seconds": run.elapsed, "curve": resume.read_log(out)}
+        resume.finish(out, model, identity, summary)
+    return summary
+
+
+def _seconds() -> float:
+    """What this process has used of each of its threads; waiting and being stopped cost nothing."""
+    return time.process_time() / torch.get_num_threads()
+
+
+class _Run:
+    def __init__(
+        self,
+        model: RewardModel,
+        ids: Ids,
+        guide: Guide,
+        out: Path,
+        settings: GuidedSettings,
+        identity: dict[str, Any],
+    ) -> None:
+        self.model, self.ids, self.guide, self.out = model, ids, guide, out
+        self.settings, self.identity = settings, identity
+        self.lengths = ids.lengths()
+        self.epoch_steps = len(self._plan(0))
+        self.total = settings.epochs * self.epoch_steps
+        self.step, self.elapsed = 0, 0.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.probes = _Probes(model.network.config.hidden_size, guide)
+        heads = [cast(nn.Linear, model.network.score).weight, *self.probes.parameters()]
+        rest = [p for p in model.network.parameters() if p is not heads[0]]
+        groups = [{"params": rest, "times": 1.0}, {"params": heads, "times": settings.heads}]
+        self.optimiser = torch.optim.AdamW(
+            groups, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
+        )
+        self.parameters = [*rest, *heads]
+
+    def go(self, state: dict[str, Any], progress: Progress | None) -> None:
+        if state:
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.probes.load_state_dict(state["probes"])
+            self.step, self.elapsed = state["step"], state["elapsed"]
+        resume.trim_log(self.out, self.step)
+        self.model.network.train()
+        clock, saved = _seconds() - self.elapsed, self.elapsed
+        sums: dict[str, float] = {}
+        plan, planned = self._plan(0), 0
+        while self.step < self.total and self._done() < 1:
+            epoch, index = divmod(self.step, self.epoch_steps)
+            if epoch != planned:
+                plan, planned = self._plan(epoch), epoch
+            for name, value in self._take_step(plan[index]).items():
+                sums[name] = sums.get(name, 0.0) + value
+            self.step += 1
+            self.elapsed = _seconds() - clock
+            if self.step % self.settings.log_every == 0:
+                steps = sums.pop("steps")
+                line = {name: value / steps for name, value in sums.items()}
+                line = {"step": self.step, "seconds": round(self.elapsed, 1), **line}
+                resume.append_log(self.out, line)
+                if progress:
+                    said = ", ".join(f"{name} {line[name]:.3f}" for name in sums)
+                    progress(round(1000 * self._done()), 1000, f"step {self.step}, {said}")
+                sums = {}
+            if self.elapsed - saved > self.settings.save_seconds:
+                saved = self.elapsed
+                resume.save(self.out, self.model, self._state(), self.identity)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "optimiser": self.optimiser.state_dict(),
+            "probes": self.probes.state_dict(),
+        }
+
+    def _plan(self, epoch: int) -> list[np.ndarray]:
+        return batches(
+            self.lengths, self.settings.batch_groups, seed=self.settings.seed, epoch=epoch
+        )
+
+    def _done(self) -> float:
+        limit = self.settings.max_seconds
+        return max(self.step / self.total, self.elapsed / limit if limit else 0.0)
+
+    def _take_step(self, batch: np.ndarray) -> dict[str, float]:
+        ids, settings, network = self.ids, self.settings, self.model.network
+        pieces = [(ids.prefix(g), ids.suffixes(g)) for g in batch]
+        ranks = [ids.group_ranks(g) for g in batch]
+        rows = np.concatenate(
+            [np.arange(ids.first[g] - g, ids.first[g + 1] - g - 1) for g in batch]
+        )
+        with precision(network, "bf16" if settings.bf16 else "fp32"):
+            states = decoder.last_hidden(network, row_of(pieces, network.device)).float()
+        scores = functional.linear(states, cast(nn.Linear, network.score).weight).squeeze(-1)
+        found = bradley_terry(scores, ranks)
+        pairs = sum(map(pairs_of, ranks))
+        told = {"loss": found.loss / pairs}
+        loss = settings.ranks * told["loss"]
+        if self._done() < settings.until:
+            numbers = torch.from_numpy(self.guide.numbers[rows]).float()
+            classes = torch.from_numpy(self.guide.classes[rows]).long()
+            told["numbers"], told["classes"] = self.probes.losses(states, numbers, classes)
+            loss = loss + settings.numbers * told["numbers"] + settings.classes * told["classes"]
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, settings.clip)
+        if not (math.isfinite(float(loss.detach())) and math.isfinite(float(norm))):
+            names = ", ".join(ids.group_ids[g] for g in batch[:5])
+            said = f"step {self.step + 1}: loss {float(loss.detach())}"
+            msg = f"{said} in the batch with {names}; lower lr"
+            raise DivergedError(msg)
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.lr * self._rate() * group["times"]
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        named = {name: float(value.detach()) for name, value in told.items()}
+        return named | {"accuracy": found.correct / pairs, "steps": 1.0}
+
+    def _rate(self) -> float:
+        settings, done = self.settings, min(1.0, max(self._done(), (self.step + 1) / self.total))
+        if done < settings.warmup:
+            return done / settings.warmup
+        along = (done - settings.warmup) / (1 - settings.warmup)
+        return settings.floor + (1 - settings.floor) * (1 + math.cos(math.pi * along)) / 2
