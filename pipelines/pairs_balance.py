@@ -52,10 +52,11 @@ def sum_pairs(x: Answers, j: Judged, kept: np.ndarray, similarity: np.ndarray) -
     a, b = j.a[kept], j.b[kept]
     names, policy = _ranked(x.policy_id)
     one, other = np.minimum(policy[a], policy[b]), np.maximum(policy[a], policy[b])
-    fields = (x.source[a], x.cell[a], j.labelled.label[kept])
-    fields += (j.labelled.reason[kept], j.labelled.relation[kept])
+    labelled = j.labelled
+    fields = (x.source[a], x.cell[a], labelled.label[kept])
+    more = (labelled.reason[kept], labelled.relation[kept])
     shape = (len(x.sources), len(schemas.CELLS), len(LABELS), len(REASONS), len(RELATIONS))
-    kinds, kind = occurring(np.ravel_multi_index(fields, shape), int(np.prod(shape)))
+    kinds, kind = occurring(np.ravel_multi_index((*fields, *more), shape), int(np.prod(shape)))
     key = (one * len(names) + other) * max(len(kinds), 1) + kind
     keys, place = occurring(key, len(names) ** 2 * len(kinds))
     couple, kind = np.divmod(keys, max(len(kinds), 1))
