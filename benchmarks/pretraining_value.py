@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from assets.storage import PROJECT, polar_home
+from assets.home import PROJECT, polar_home
 from benchmarks.pretraining_value_items import FOLDS, Judgement, groups_of, read_judgements
 from trainer.comparisons import compare, read_rows
 from trainer.loop import train

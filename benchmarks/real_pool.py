@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from assets.storage import PROJECT, polar_home
+from assets.home import PROJECT, polar_home
 from benchmarks import real_pool_recipe as recipe
 from benchmarks.real_pool_task import CELLS, SOURCE, Pool, draw, groups_table, read_pool
 from trainer.comparisons import Comparisons, compare, read_rows

@@ -115,7 +115,6 @@ def merge_sums(files: Sequence[Path]) -> pa.Table:
     columns: dict[str, Any] = {name: total[name] for name in (*BY, "pairs")}
     for name in ("policy_a", "policy_b"):
         columns[name] = pa.ExtensionArray.from_storage(schemas.UUID, total[name].combine_chunks())
-    columns["reason"] = pc.if_else(pc.equal(total["reason"], ""), None, total["reason"])
     for name in TOTALS[1:]:
         columns[f"mean_{name}"] = total[name].to_numpy() / UNIT / pairs
     names = schemas.PAIR_SUMS.schema.names

@@ -214,7 +214,7 @@ PAIR_SUMS = Table(
         _c("split", TEXT, "train or eval"),
         _c("cell", TEXT, "seen, new_policy, new_prompt or both_new"),
         _c("label", TEXT, "same_policy, cross_policy or ambiguous"),
-        _opt("reason", TEXT, "why ambiguous: exact, near, empty or related"),
+        _c("reason", TEXT, "why ambiguous: exact, near, empty or related; else empty"),
         _c("relation", TEXT, "same, sibling, same_family or other_family"),
         _c("pairs", LONG, "how many"),
         _c("mean_similarity", DOUBLE, "mean estimated Jaccard of the two answers"),

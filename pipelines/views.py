@@ -112,13 +112,13 @@ PAIR_BALANCE = View(
         "mean_length_ratio": "mean of the shorter length by the longer",
     },
     """
-    select source, split, cell, label, reason, relation,
+    select source, split, cell, label, nullif(reason, '') as reason, relation,
            sum(pairs)::bigint as pairs,
            sum(pairs) / sum(sum(pairs)) over (partition by source, split, cell) as share,
            sum(pairs * mean_similarity) / sum(pairs) as mean_similarity,
            sum(pairs * mean_length_ratio) / sum(pairs) as mean_length_ratio
     from pair_sums
-    group by source, split, cell, label, reason, relation
+    group by source, split, cell, label, pair_sums.reason, relation
     """,
 )
 

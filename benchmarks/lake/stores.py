@@ -25,9 +25,9 @@ VIEWED = ("pool_overview", "pair_balance")
 # What the lake keeps summed; elsewhere it is asked of the pairs, which name their policies.
 SUMS = """
 select q.source, least(p.policy_a, p.policy_b) as policy_a,
-       greatest(p.policy_a, p.policy_b) as policy_b, p.split, p.cell, p.label, p.reason,
-       p.relation, count(*) as pairs, avg(p.similarity) as mean_similarity,
-       avg(p.length_ratio) as mean_length_ratio
+       greatest(p.policy_a, p.policy_b) as policy_b, p.split, p.cell, p.label,
+       coalesce(p.reason, '') as reason, p.relation, count(*) as pairs,
+       avg(p.similarity) as mean_similarity, avg(p.length_ratio) as mean_length_ratio
 from pairs as p join prompts as q on q.prompt_id = p.prompt_id
 group by q.source, least(p.policy_a, p.policy_b), greatest(p.policy_a, p.policy_b), p.split,
        p.cell, p.label, p.reason, p.relation

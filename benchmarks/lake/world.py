@@ -99,7 +99,7 @@ def sources(lake: Lake) -> list[str]:
 def copied(name: str, *salt: str) -> str:
     """SQL of an id in copy `copy.k` (or sample `more.s`, or both): itself in the first of each."""
     for part in salt:
-        salted = f"md5({name}::varchar || '/' || {part})::uuid"
+        salted = f"md5({name}::varchar || '/{part}' || {part})::uuid"
         name = f"case when {part} = 0 then {name} else {salted} end"
     return name
 

@@ -138,7 +138,7 @@ def test_graph_reads_in_four_groups(made: Home):
             "maintenance",
         },
         "training": CHECKPOINTS,
-        "evaluation": {"report"},
+        "evaluation": {"report", "scaling"},
     }
     below = graph.get(dg.AssetKey("pairs")).parent_keys
     assert {key.to_user_string() for key in below} == {"duplicates", "policies", "prompts"}
@@ -195,7 +195,7 @@ def test_definitions_load_from_the_environment(made: Home, monkeypatch: pytest.M
     monkeypatch.setenv("POLAR_HOME", str(made.path))
     monkeypatch.setenv("POLAR_CONFIG", str(made.config))
     keys = definitions.defs().resolve_asset_graph().get_all_asset_keys()
-    assert {key.to_user_string() for key in keys} == {*NAMES, "maintenance"}
+    assert {key.to_user_string() for key in keys} == {*NAMES, "maintenance", "scaling"}
     monkeypatch.setenv("POLAR_CONFIG", "configs/recorded.yaml")
     monkeypatch.setenv("POLAR_DATA", str(made.path))
     keys = definitions.defs().resolve_asset_graph().get_all_asset_keys()

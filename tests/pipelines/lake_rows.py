@@ -101,6 +101,7 @@ def small_lake() -> list[Append]:
         return {"policy_a": low, "policy_b": high, "label": label, "cell": cell} | {
             "source": "world",
             "relation": "same" if label == "same_policy" else "sibling",
+            "reason": "",
             "split": split,
         }
 

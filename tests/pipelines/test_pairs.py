@@ -279,7 +279,7 @@ def test_sums_are_those_of_the_pairs(tmp_path_factory, answers):
     for row in pairs_table(x, judged, kept, alike).to_pylist():
         a, b = row["trajectory_a"].bytes, row["trajectory_b"].bytes
         policies = sorted((policy_of[a], policy_of[b]))
-        kind = (row["cell"], row["label"], row["reason"], row["relation"])
+        kind = (row["cell"], row["label"], row["reason"] or "", row["relation"])
         expected[source_of[a], *policies, *kind].append((row["similarity"], row["length_ratio"]))
     found = merge_sums([file]).to_pylist()
     assert len(found) == len(expected)
