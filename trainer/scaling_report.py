@@ -149,8 +149,8 @@ def _remarks(scaling: Scaling) -> list[str]:
     blind = [run.name for run in runs if scaling.means[run.name].high >= GUESSING]
     if blind:
         said.append(
-            f"No better than guessing ({GUESSING:.3f}) within their intervals, yet counted like all "
-            f"others: {', '.join(blind)}. Their rates or budgets may not suit them."
+            f"No better than guessing ({GUESSING:.3f}) within their intervals, yet counted like "
+            f"all others: {', '.join(blind)}. Their rates or budgets may not suit them."
         )
     losses = [point["loss"] for point in points]
     if losses != sorted(losses, reverse=True):
