@@ -5,6 +5,7 @@ The laws themselves are fitted in `scaling`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ PAPER = {
     "C": Law(a=2.4, b=0.0342, floor=0.0, r2=0.9912),
 }
 """The paper's laws (section 4.4): 50 million to a billion parameters, up to 54 billion tokens."""
+GUESSING = math.log(2)  # the loss of equal scores
 _ABOUT = (
     "Each size is a decoder trained from scratch: next-token training on the training answers, "
     "then POLAR pre-training. Sizes and budgets were fixed in the plan before any run, and the "
@@ -144,6 +146,12 @@ def _remarks(scaling: Scaling) -> list[str]:
         f"{len(runs)} runs of {len(points)} sizes over a factor of {span:.0f} in compute; losses "
         f"of one size differ between seeds by {100 * scaling.spread:.1f} % (standard deviation)."
     ]
+    blind = [run.name for run in runs if scaling.means[run.name].high >= GUESSING]
+    if blind:
+        said.append(
+            f"No better than guessing ({GUESSING:.3f}) within their intervals, yet counted like "
+            f"all others: {', '.join(blind)}. Their rates or budgets may not suit them."
+        )
     losses = [point["loss"] for point in points]
     if losses != sorted(losses, reverse=True):
         shown = ", ".join(f"{loss:.4f}" for loss in losses)

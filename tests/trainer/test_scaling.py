@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -117,9 +118,8 @@ def test_intervals_hold_a_known_law_and_grow_with_the_noise_between_seeds():
 def test_the_largest_size_is_foretold_from_the_others():
     plan = plan_of()
     results, prompts, policies = results_of(plan, lambda n: 5 * n**-0.2)
-    results["w192-s0"] = Result(
-        **{**vars(results["w192-s0"]), "losses": 2 * results["w192-s0"].losses}
-    )
+    largest = results["w192-s0"]
+    results["w192-s0"] = replace(largest, losses=2 * largest.losses)
     fit = scaling(plan, results, prompts, policies).fits[0]
     assert fit.foretold == pytest.approx(5 * plan.sizes[-1].parameters ** -0.2, rel=1e-6)
     assert fit.law.r2 < 0.9
@@ -207,6 +207,8 @@ def test_the_report_holds_every_run_and_law_and_opens_without_a_server(tmp_path)
 def test_a_loss_that_does_not_fall_is_owned_up_to(tmp_path):
     plan = plan_of()
     results, prompts, policies = results_of(plan, lambda n: 0.1 * n**0.05)
+    results["w32-s1"] = replace(results["w32-s1"], losses=np.full(600, np.log(2)))
     found = scaling(plan, results, prompts, policies)
     text = write_scaling_report(tmp_path, found)["md"].read_text(encoding="utf-8")
     assert "does not fall from every size to the next" in text
+    assert "like all others: w32-s1." in text
