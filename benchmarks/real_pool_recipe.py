@@ -57,14 +57,14 @@ PHASES = (
         limits=BEGINNING,
         kin=0.0,
         share=0.45,
-        settings=GuidedSettings(lr=1.5e-3, heads=5, batch_groups=4),
+        settings=GuidedSettings(lr=1e-3, batch_groups=4),
     ),
     Phase(
         name="whole",
         limits=WHOLE,
         kin=0.3,
         share=0.55,
-        settings=GuidedSettings(lr=7e-4, heads=5, batch_groups=4, until=0.7),
+        settings=GuidedSettings(lr=7e-4, batch_groups=4, until=0.7),
     ),
 )
 NEGATIVES = 7

@@ -3,7 +3,8 @@
 A small decoder from scratch learns next to nothing from ranks alone: a rank is one bit for several
 hundred ids. Here the state that is scored must also give numbers (say, how far the candidate's
 length is from the reference's) and classes (say, whose answers these are), through linear probes
-that are thrown away in the end. What is left is a checkpoint like any other.
+that are thrown away in the end. Both start from a closed-form fit. What is left is a checkpoint
+like any other.
 
 What is measured is the caller's; plain training on ranks is `loop`.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +32,11 @@ from trainer.model import RewardModel
 from trainer.packed import row_of
 from trainer.packing import Ids, Progress, batches
 from trainer.template import Limits
+
+_PENALTY = 0.1
+"""Of the ridge regression that head and probes start from, for states of deviation 1."""
+_STEEPNESS = 4.0
+"""What a share becomes as a difference of scores: about the slope of the logit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +60,7 @@ class GuidedSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     lr: float = Field(default=1e-3, gt=0)
-    heads: float = Field(default=10.0, gt=0, description="rate of head and probes, in rates")
+    heads: float = Field(default=1.0, gt=0, description="rate of head and probes, in rates")
     floor: float = Field(default=0.1, ge=0, le=1, description="last rate as a share of lr")
     warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the training")
     weight_decay: float = Field(default=0.05, ge=0)
@@ -66,6 +73,7 @@ class GuidedSettings(BaseModel):
     ranks: float = Field(default=1.0, ge=0, description="weight of the Bradley-Terry loss")
     numbers: float = Field(default=1.0, ge=0, description="weight of the squared error")
     classes: float = Field(default=0.3, ge=0, description="weight of the cross-entropy")
+    first: int = Field(default=200, ge=0, description="groups that head and probes are fitted on")
     until: float = Field(default=1.0, gt=0, description="share after which only ranks count")
     bf16: bool = True
     seed: int = 0
@@ -133,6 +141,12 @@ def train_guided(
     return summary
 
 
+def _ridge(x: Tensor, y: Tensor) -> Tensor:
+    """Weights (E, F) from standardised states (N, E) to what they should tell (N, F)."""
+    penalty = _PENALTY * len(x) * torch.eye(x.shape[1])
+    return torch.linalg.solve(x.T @ x + penalty, x.T @ y)
+
+
 def _seconds() -> float:
     """What this process has used of each of its threads; waiting and being stopped cost nothing."""
     return time.process_time() / torch.get_num_threads()
@@ -170,6 +184,8 @@ class _Run:
             self.optimiser.load_state_dict(state["optimiser"])
             self.probes.load_state_dict(state["probes"])
             self.step, self.elapsed = state["step"], state["elapsed"]
+        elif self.settings.first:
+            self._fit_heads()
         resume.trim_log(self.out, self.step)
         self.model.network.train()
         clock, saved = _seconds() - self.elapsed, self.elapsed
@@ -196,6 +212,43 @@ class _Run:
                 saved = self.elapsed
                 resume.save(self.out, self.model, self._state(), self.identity)
 
+    @torch.no_grad()
+    def _fit_heads(self) -> None:
+        """Solve for the probes of numbers, and for a head that is all zeros, by ridge regression.
+
+        What tells candidates apart is a small part of the state at first. Gradients take hundreds
+        of steps to turn a random readout to it, and until then they teach the layers nothing.
+        """
+        groups = np.random.default_rng(self.settings.seed).permutation(len(self.ids))
+        groups = groups[: self.settings.first]
+        rows = [self._rows(g) for g in groups]
+        found = [self._states([g]) for g in groups]
+        states = torch.cat(found)
+        middle, spread = states.mean(0), states.std(0) + 1e-6
+        numbers = torch.from_numpy(self.guide.numbers[np.concatenate(rows)]).float()
+        weights = _ridge((states - middle) / spread, numbers - numbers.mean(0)) / spread[:, None]
+        self.probes.numbers.weight.copy_(weights.T)
+        self.probes.numbers.bias.copy_(numbers.mean(0) - middle @ weights)
+        head = cast(nn.Linear, self.model.network.score).weight
+        if not head.any():
+            inside = torch.cat([x - x.mean(0) for x in found]) / spread
+            best = [
+                torch.from_numpy(np.equal(r, r.min())) for r in map(self.ids.group_ranks, groups)
+            ]
+            wanted = torch.cat([b.float() - b.float().mean() for b in best])
+            head.copy_(_STEEPNESS * _ridge(inside, wanted[:, None]).T / spread)
+
+    def _rows(self, group: int) -> np.ndarray:
+        """The rows of the guide that a group's candidates have."""
+        return np.arange(self.ids.first[group] - group, self.ids.first[group + 1] - group - 1)
+
+    def _states(self, batch: Sequence[int] | np.ndarray) -> Tensor:
+        """The states (N, E) that are scored, of all candidates of some groups."""
+        network = self.model.network
+        pieces = [(self.ids.prefix(g), self.ids.suffixes(g)) for g in batch]
+        with precision(network, "bf16" if self.settings.bf16 else "fp32"):
+            return decoder.last_hidden(network, row_of(pieces, network.device)).float()
+
     def _state(self) -> dict[str, Any]:
         return {
             "step": self.step,
@@ -215,13 +268,9 @@ class _Run:
 
     def _take_step(self, batch: np.ndarray) -> dict[str, float]:
         ids, settings, network = self.ids, self.settings, self.model.network
-        pieces = [(ids.prefix(g), ids.suffixes(g)) for g in batch]
         ranks = [ids.group_ranks(g) for g in batch]
-        rows = np.concatenate(
-            [np.arange(ids.first[g] - g, ids.first[g + 1] - g - 1) for g in batch]
-        )
-        with precision(network, "bf16" if settings.bf16 else "fp32"):
-            states = decoder.last_hidden(network, row_of(pieces, network.device)).float()
+        rows = np.concatenate([self._rows(g) for g in batch])
+        states = self._states(batch)
         scores = functional.linear(states, cast(nn.Linear, network.score).weight).squeeze(-1)
         found = bradley_terry(scores, ranks)
         pairs = sum(map(pairs_of, ranks))

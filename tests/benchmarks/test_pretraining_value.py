@@ -135,3 +135,25 @@ def test_the_table_shows_only_what_is_there_whole(tmp_path):
     table = bench.written(rows)
     assert "Pre-training at 50: +66.7 points" in table
     assert "POLAR-7B" in table
+
+
+@pytest.mark.slow
+def test_every_arm_runs_once(tmp_path):
+    from tests.trainer.conftest import byte_level_tokenizer, tiny_llama
+    from trainer.model import RewardModel
+
+    tokenizer = byte_level_tokenizer()
+    tiny_llama(len(tokenizer), tie_word_embeddings=True).save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    RewardModel.start(tmp_path / "start", wrapper="sft").save(tmp_path / "pretrained")
+    names = ["--pretrained", str(tmp_path / "pretrained"), "--start", str(tmp_path / "start")]
+    given = bench.parser().parse_args(names)
+    judgements = many({"s": 80, "t": 40})
+    part = bench.Part(50, 0, 0)
+    for arm in (*bench.ARMS, "rulers"):
+        assert bench.run(part, arm, judgements, tmp_path, given)
+        assert not bench.run(part, arm, judgements, tmp_path, given)
+        with np.load(tmp_path / f"{arm.replace(' ', '_')}-{part.name}.npz") as found:
+            held_out = bench.measured(judgements, 0, reference=arm != bench.BLIND)
+            assert {len(found[name]) for name in found} == {len(held_out)}
+    assert not (tmp_path / "run").exists()
