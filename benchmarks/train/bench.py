@@ -38,7 +38,7 @@ PEERS = {
     "padded": ["transformers==5.19.0", "torch==2.13.0", "numpy"],
 }
 CONTEXT = 2048
-BEST = {"attention": "sdpa", "optimiser": "adamw_torch_fused", "micro": 21, "threads": 2}
+BEST = {"attention": "sdpa", "optimiser": "adamw_torch_fused", "micro": 21}
 """Where TRL's search begins; then one setting after another is tried."""
 LADDER: list[tuple[str, list[Any]]] = [
     ("micro", [7, 3]),
@@ -52,7 +52,7 @@ class Contender:
     """A process that runs steps when it is told to."""
 
     def __init__(self, python: str, script: str, model: Path, log: Path) -> None:
-        own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+        own = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         own |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
         self.script, self.log = script, log
         with log.open("wb") as errors:
@@ -145,8 +145,9 @@ def encode(template: Template, drawn: list[triples.Triples]) -> list[triples.Seq
 class Race:
     """The contenders, and what they did."""
 
-    def __init__(self, contenders: dict[str, Contender], threads: int) -> None:
+    def __init__(self, contenders: dict[str, Contender], threads: int, quick: bool) -> None:
         self.contenders, self.threads = contenders, threads
+        self.ladder = LADDER[:1] if quick else LADDER
         self.settings: dict[bool, dict[str, Any]] = {}
 
     def train(self, name: str, steps: list[Any], bf16: bool = True, **options: Any) -> Any:
@@ -157,8 +158,8 @@ class Race:
     def search(self, steps: dict[bool, list[Any]]) -> None:
         """Find TRL's fastest settings on one repeat's steps, in order and sorted by length."""
         for grouped, mine in steps.items():
-            best, chosen = 0.0, dict(BEST)
-            for name, values in [("start", [None]), *LADDER]:
+            best, chosen = 0.0, BEST | {"threads": self.threads}
+            for name, values in [("start", [None]), *self.ladder]:
                 for value in values:
                     tried = chosen | ({} if name == "start" else {name: value})
                     found = pairs_per_s(self.train("trl", mine, **tried), mine)
@@ -303,10 +304,12 @@ def main() -> None:
         name: Contender(pythons[name], script, folder / "model", folder / f"{name}.log")
         for name, script in scripts.items()
     }
-    race = Race(contenders, options.threads)
+    race = Race(contenders, options.threads, options.quick)
     results: dict[str, Any] = {}
     try:
-        race.contenders["ours"].run("score", ready["mixed_k4"][0][:1], threads=2, bf16=True)
+        race.contenders["ours"].run(
+            "score", ready["mixed_k4"][0][:1], threads=options.threads, bf16=True
+        )
         first = [[p for g in s for p in triples.pairs(g)] for s in ready["mixed_k4"][0]]
         race.search({False: first, True: [first[0], *triples.by_length([first[1:]])[0]]})
         say(f"TRL runs with {race.settings[False]}, sorted with {race.settings[True]}")
