@@ -203,6 +203,7 @@ def test_definitions_load_from_the_environment(made: Home, monkeypatch: pytest.M
     assert {key.to_user_string() for key in keys} == wanted | CHECKPOINTS | {
         "report",
         "maintenance",
+        "scaling",
     }
 
 
