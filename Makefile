@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## The whole chain on the embedded pool: policies to report, ten minutes.
+demo: $(STAMP) ## The whole chain on the embedded pool: policies to report, seven minutes.
 	@$(POLAR) run --config configs/demo.yaml
 
 up: $(STAMP) ## The Dagster UI on the same home.
