@@ -191,7 +191,7 @@ def test_a_failed_check_stops_what_depends_on_it_until_it_is_mended(copy: Home):
     copy.publish(stray_pair())
     assert copy.plan() == {}  # nobody looked yet
     copy.edit("run.yaml", pairs={"require_same_sampling": False})
-    for reason in ("changed: settings", "check failed: references_resolve"):
+    for reason in ("changed: settings", "check failed: references_resolve, summed"):
         outcome = copy.run("groups")
         assert outcome.stopped == "pairs"
         assert not outcome.made

@@ -80,8 +80,9 @@ def test_two_processes_give_the_numbers_of_one_and_go_on_where_they_were_stopped
     subprocess.run(
         command(groups_file, backbone, two, **changes), check=True, timeout=900, **surroundings()
     )
-    names = ("loss", "accuracy", "margin", "grad_norm", "pairs", "padding")
+    names = ("loss", "accuracy", "margin", "grad_norm", "pairs")
     for mine, theirs in zip(alone["curve"], lines(two), strict=True):
+        assert max(mine["padding"], theirs["padding"]) < 1 / 32  # of rows that each fills alone
         for name in names:
             assert theirs[name] == pytest.approx(mine[name], rel=1e-5, abs=1e-6), name
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
