@@ -112,6 +112,7 @@ def test_a_pool_with_vllm_takes_the_place_of_the_gpu(tmp_path: Path):
         assert limit.limit == 3
 
 
+@pytest.mark.slow
 def test_a_model_that_is_too_large_and_a_vllm_that_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

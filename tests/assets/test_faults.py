@@ -81,6 +81,7 @@ def test_parquet_with_a_wrong_type(polar, tmp_path: Path):
     assert '  File "' not in out
 
 
+@pytest.mark.slow
 def test_a_lake_locked_by_another_writer(polar, made: Home, tmp_path: Path):
     """The run says who has it, and that nothing was harmed; afterwards it goes on."""
     home = made.copy(tmp_path)
@@ -182,6 +183,7 @@ def test_an_unknown_option_or_command(polar):
     refused(polar("rum"), "No such command 'rum'")
 
 
+@pytest.mark.slow
 def test_a_policy_without_weights_is_reported_and_the_others_go_on(polar, copy: Home):
     import yaml
 
@@ -253,6 +255,7 @@ def test_two_pools_that_claim_one_source(polar, made: Home, tmp_path: Path):
     assert theirs.run("policies").ok  # whose file is gone claims nothing
 
 
+@pytest.mark.slow
 def test_a_policy_that_fails_is_tried_once_more_and_the_others_are_made(made: Home, tmp_path: Path):
     home = made.copy(tmp_path)
     pool = home.workspace().pool.model_dump(mode="json")["policies"]

@@ -57,6 +57,7 @@ def test_ctrl_c_that_a_library_turned_into_an_exception_ends_the_run(copy: Home)
     assert len(staged(copy)) == 2
 
 
+@pytest.mark.slow
 def test_answers_made_before_a_stop_are_not_made_again(copy: Home):
     before = answers(copy)
     add_policy(copy)

@@ -18,6 +18,7 @@ def sources(**more: Any) -> dict[str, Any]:
     return {"files": files, **more}
 
 
+@pytest.mark.slow
 def test_prompts_come_from_files_and_only_new_ones_are_new(fresh: Home, polar):
     folder = fresh.config.parent
     known = "Which of the four wagons of bread did the miller sell to the harbour master in winter?"

@@ -159,6 +159,7 @@ def test_the_maintenance_asset_reports_bytes(copy: Home):
     assert copy.plan() == {}
 
 
+@pytest.mark.slow
 def test_the_sensor_finds_a_new_checkpoint_and_a_run_makes_its_answers(copy: Home):
     watch = {"name": "more", "folder": "runs/more", "kind": "chat", "parent": "ash", "settled": 0}
     copy.edit("pool.yaml", watch=[watch | {"template": "Q: {prompt} A:", "split": "train"}])

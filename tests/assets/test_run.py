@@ -167,6 +167,7 @@ def test_refresh_is_weekly_and_off(made: Home):
     assert definitions.resolve_job_def("refresh_corpus") is not None
 
 
+@pytest.mark.slow
 def test_refresh_makes_what_is_stale(copy: Home):
     from assets.definitions import build_definitions
 

@@ -108,6 +108,7 @@ def materialised(home: Home, partition: str) -> int:
         return len(instance.fetch_materializations(records, limit=10).records)
 
 
+@pytest.mark.slow
 def test_a_policy_that_joins_makes_only_its_own_answers(copy: Home):
     before = answers(copy)
     add_policy(copy)
@@ -127,6 +128,7 @@ def test_a_policy_that_joins_makes_only_its_own_answers(copy: Home):
     assert set(copy.plan()) == {"preferences", "groups", *TRAINED}
 
 
+@pytest.mark.slow
 def test_changed_weights_are_another_policy(copy: Home):
     from safetensors.torch import load_file, save_file
 

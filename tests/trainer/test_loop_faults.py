@@ -79,6 +79,7 @@ def test_a_layout_that_is_wrong_is_found_at_the_first_batch(
     run(groups_file, backbone, tmp_path / "b", layout="separate", max_steps=1)
 
 
+@pytest.mark.slow
 def test_a_folder_has_one_trainer_and_a_killed_one_lets_go(tmp_path, groups_file, backbone):
     holder = (
         "import sys, time; from pathlib import Path; from trainer.resume import only_trainer\n"
