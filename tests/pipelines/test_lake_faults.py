@@ -261,6 +261,15 @@ def test_reading_only(home: Path, tmp_path: Path):
         Lake.open(tmp_path / "file")
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, in a shell's background job too, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_a_query_and_the_lake_goes_on(home: Path):
     with Lake.open(home) as lake:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -269,6 +278,7 @@ def test_ctrl_c_ends_a_query_and_the_lake_goes_on(home: Path):
         assert stored(lake) == []
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_a_publish_and_nothing_of_it_stays(home: Path):
     with Lake.open(home) as lake:
         before = lake.snapshot()
