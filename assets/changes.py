@@ -10,7 +10,8 @@ from typing import Any
 import dagster as dg
 
 from assets import plots
-from assets.stages import last_made, stage_making
+from assets.stages import stage_making
+from assets.staleness import last_made
 from assets.workspace import Workspace
 from pipelines.difference import difference
 from pipelines.errors import LakeError

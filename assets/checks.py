@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 
 from assets.corpus import sources_of
-from assets.stages import CONFIG_TAG
+from assets.staleness import CONFIG_TAG
 from assets.workspace import Workspace
 from pipelines.balance import LEAKAGE_SQL
 from pipelines.labels import sql_list

@@ -1,6 +1,6 @@
 """Digests: of settings, of anything that JSON can say, and of code with all that it imports.
 
-What is compared with them is in `stages.py`.
+What is compared with them is in `staleness.py`.
 """
 
 from __future__ import annotations

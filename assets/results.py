@@ -11,7 +11,8 @@ import pyarrow as pa
 from assets import plots
 from assets.digests import digest
 from assets.progress import Progress, log_progress
-from assets.stages import CONFIG_TAG, PROVENANCE, provenance, stage_making
+from assets.stages import stage_making
+from assets.staleness import CONFIG_TAG, PROVENANCE, provenance
 from assets.workspace import Workspace
 from pipelines.labels import sql_list
 from pipelines.lake import Replace

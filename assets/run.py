@@ -19,15 +19,8 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 
 from assets.claims import claim
 from assets.progress import Progress
-from assets.stages import (
-    CONFIG_TAG,
-    Stage,
-    ancestors,
-    failed_checks,
-    stage_making,
-    why_stale,
-    workspace_policy_ids,
-)
+from assets.stages import Stage, ancestors, stage_making
+from assets.staleness import CONFIG_TAG, failed_checks, why_stale, workspace_policy_ids
 from assets.workspace import Workspace
 from pipelines import locks
 

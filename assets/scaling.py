@@ -12,7 +12,8 @@ import pyarrow as pa
 from assets import plots
 from assets.digests import code_digest, digest
 from assets.results import made, progress_of, table_link
-from assets.stages import asset_kwargs, fingerprint_of, stage_making
+from assets.stages import asset_kwargs, stage_making
+from assets.staleness import fingerprint_of
 from assets.training import git_revision, groups_snapshot, publish_checkpoint
 from assets.workspace import Workspace
 from pipelines import ids, schemas

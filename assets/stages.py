@@ -1,15 +1,13 @@
-"""The stages of a run: which assets there are, what they depend on, and when one is stale.
+"""The stages of a run: which assets there are, and what they depend on.
 
-A stage is stale when its code, its settings or a stage upstream differ from what its last
-materialisation for this configuration was made with, when its files are gone, or when one of its
-blocking checks failed. What a stage does is in pool.py, corpus.py, training.py, evaluation.py and
-scaling.py.
+When one is stale is in staleness.py; what a stage does is in pool.py, corpus.py, training.py,
+evaluation.py and scaling.py.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,20 +15,12 @@ from typing import Any
 
 import dagster as dg
 import pyarrow.parquet as pq
-from dagster import EventLogRecord
-from dagster._core.storage.asset_check_execution_record import (
-    COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES,
-    AssetCheckExecutionRecordStatus,
-)
 
-from assets.digests import code_digest, digest
 from assets.workspace import Workspace
 from pipelines.attach import CATALOG
 from pipelines.errors import ConfigError
 from pipelines.prompt_sources import stamp
 
-CONFIG_TAG = "polar/config"
-PROVENANCE = "provenance"
 POLICY_PARTITIONS = dg.DynamicPartitionsDefinition(name="policies")
 
 
@@ -269,125 +259,6 @@ def ancestors(workspace: Workspace, until: str | None) -> list[Stage]:
             wanted.add(stage.name)
             queue += [stage_making(workspace, name) for name in stage.upstream]
     return [stage for stage in every.values() if stage.name in wanted]
-
-
-# --- what a stage was made with ---------------------------------------------------------------
-
-
-def provenance(
-    workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
-) -> dict[str, Any]:
-    """Digests of a stage's code and settings, and the fingerprints of what it reads."""
-    settings = stage.settings(workspace)
-    named = settings if isinstance(settings, dict) else {"settings": settings}
-    made: dict[str, Any] = {"code": code_digest(stage.code)}
-    made |= {name: digest(value) for name, value in named.items()}
-    for name in stage.upstream:
-        made[name] = fingerprint_of(workspace, instance, stage_making(workspace, name))
-    if partition is not None:  # another policy joining the pool must not unmake this one's answers
-        made["policies"] = workspace_policy_ids(workspace).get(partition, "not registered")
-    return made
-
-
-def fingerprint_of(workspace: Workspace, instance: dg.DagsterInstance, stage: Stage) -> str:
-    """The fingerprint of a stage's last materialisation, over all partitions; '' for none."""
-    if not stage.partitioned:
-        made = last_provenance(workspace, instance, stage)
-        return digest(made) if made else ""
-    parts = {
-        name: last_provenance(workspace, instance, stage, name)
-        for name in sorted(workspace_policy_ids(workspace))
-    }
-    return digest({name: made for name, made in parts.items() if made})
-
-
-def last_made(
-    workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
-) -> EventLogRecord | None:
-    """The last materialisation for this configuration."""
-    records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(
-            asset_key=dg.AssetKey(stage.assets[0]),
-            asset_partitions=[partition] if partition is not None else None,
-        ),
-        limit=100,
-    ).records
-    for record in records:
-        event = record.asset_materialization
-        if event is not None and (event.tags or {}).get(CONFIG_TAG) == workspace.config.name:
-            return record
-    return None
-
-
-def last_provenance(
-    workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
-) -> dict[str, Any] | None:
-    """What the last materialisation for this configuration was made with, if there is one."""
-    record = last_made(workspace, instance, stage, partition)
-    event = record.asset_materialization if record else None
-    value = event.metadata.get(PROVENANCE) if event else None
-    return dict(value.value) if value is not None else None  # type: ignore[arg-type]
-
-
-def why_stale(
-    workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
-) -> str | None:
-    """Why a stage (or one partition of it) has to be made; None when it is current or idle."""
-    if stage.idle(workspace):
-        return None
-    made = last_provenance(workspace, instance, stage, partition)
-    if made is None:
-        return "never made"
-    now = provenance(workspace, instance, stage, partition)
-    changed = [name for name in now if now[name] != made.get(name)]
-    if changed:
-        return "changed: " + ", ".join(changed)
-    gone = [path for path in stage.files(workspace) if not path.exists()]
-    if gone:
-        return f"missing: {gone[0].relative_to(workspace.home)}"
-    failed = failed_checks(workspace, instance, stage, partition)
-    return f"check failed: {', '.join(failed)}" if failed else None
-
-
-def failed_checks(
-    workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
-) -> list[str]:
-    """Names of checks that did not pass, or did not run, after the stage was last made."""
-    from assets.checks import check_keys
-
-    made = last_made(workspace, instance, stage, partition)
-    return sorted(
-        key.name
-        for key in check_keys()
-        if made is not None
-        and key.asset_key.to_user_string() in stage.assets
-        and not _passed(workspace, instance, key, made)
-    )
-
-
-def _passed(
-    workspace: Workspace, instance: dg.DagsterInstance, key: dg.AssetCheckKey, made: EventLogRecord
-) -> bool:
-    """Whether the check's last execution for this configuration saw `made`, and passed."""
-    records = instance.event_log_storage.get_asset_check_execution_history(
-        key, limit=100, status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
-    )
-    for record in records:
-        config = record.evaluation.metadata.get(CONFIG_TAG) if record.evaluation else None
-        if record.event is not None and config and config.value == workspace.config.name:
-            seen = record.run_id == made.run_id or record.event.timestamp >= made.timestamp
-            return seen and record.status == AssetCheckExecutionRecordStatus.SUCCEEDED
-    return False
-
-
-def workspace_policy_ids(workspace: Workspace) -> Mapping[str, str]:
-    """Ids by name of the pool's policies that are registered with the weights they have now."""
-    lake = workspace.reader() if workspace.config.pool is not None else None
-    if lake is None:
-        return {}
-    known = workspace.policies_now()[0].select(["name", "policy_id"]).to_pylist()
-    registered = lake.query("select policy_id from policies")["policy_id"].to_pylist()
-    return {p["name"]: str(p["policy_id"]) for p in known if p["policy_id"] in set(registered)}
 
 
 @cache

@@ -14,7 +14,8 @@ from assets import plots
 from assets.digests import digest
 from assets.home import PROJECT
 from assets.results import AUTHOR, made, progress_of, table_link
-from assets.stages import asset_kwargs, provenance, stage_making
+from assets.stages import asset_kwargs, stage_making
+from assets.staleness import provenance
 from assets.workspace import Workspace
 from pipelines import ids, schemas
 from pipelines.lake import Upsert

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.results import AUTHOR, count_plot, made, progress_of, table_link
-from assets.stages import asset_kwargs, workspace_policy_ids
+from assets.stages import asset_kwargs
+from assets.staleness import workspace_policy_ids
 from assets.workspace import Workspace
 from pipelines.engines.base import Engine
 from pipelines.errors import PolicyUnavailableError

@@ -18,10 +18,9 @@ import math
 import os
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent / "lake"))
 import world
 
 from pipelines.budget import Budget
+from pipelines.chunks import meanwhile
 from pipelines.labels import input_sql
 from pipelines.lake import Append, Lake
 from pipelines.pairs import PairSettings, make_pairs
@@ -59,22 +59,9 @@ def resident() -> int:
     return total
 
 
-@contextmanager
-def watched(peak: dict[str, int]) -> Iterator[None]:
+def watched(peak: dict[str, int]) -> AbstractContextManager[None]:
     """Keep the largest `resident` of the block in `peak["bytes"]`."""
-    over = threading.Event()
-
-    def look() -> None:
-        while not over.wait(0.5):
-            peak["bytes"] = max(peak.get("bytes", 0), resident())
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return meanwhile(lambda: peak.update(bytes=max(peak.get("bytes", 0), resident())))
 
 
 def same(one: list[Path], other: list[Path]) -> bool:

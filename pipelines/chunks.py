@@ -72,6 +72,24 @@ def _starts(table: pa.Table, file: Path) -> np.ndarray:
 
 
 @contextmanager
+def meanwhile(look: Callable[[], object]) -> Iterator[None]:
+    """Call `look` twice a second, in a thread, while the block runs."""
+    over = threading.Event()
+
+    def often() -> None:
+        while not over.wait(0.5):
+            look()
+
+    thread = threading.Thread(target=often, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
 def watching(
     folder: Path, pattern: str, total: int, note: str, progress: Progress | None
 ) -> Iterator[None]:
@@ -82,17 +100,6 @@ def watching(
     if progress is None:
         yield
         return
-    over = threading.Event()
-
-    def report() -> None:
-        while not over.wait(0.5):
-            progress(sum(1 for _ in folder.glob(pattern)), total, note)
-
-    thread = threading.Thread(target=report, daemon=True)
-    thread.start()
-    try:
+    with meanwhile(lambda: progress(sum(1 for _ in folder.glob(pattern)), total, note)):
         yield
-    finally:
-        over.set()
-        thread.join()
     progress(total, total, note)
