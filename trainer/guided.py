@@ -29,6 +29,7 @@ from trainer.errors import BadGroupsError, DivergedError, LayoutError
 from trainer.layout import precision
 from trainer.loss import bradley_terry, pairs_of
 from trainer.model import RewardModel
+from trainer.optim import learning_rate
 from trainer.packed import row_of
 from trainer.packing import Ids, Progress, batches
 from trainer.template import Limits
@@ -288,16 +289,10 @@ class _Run:
             said = f"step {self.step + 1}: loss {float(loss.detach())}"
             msg = f"{said} in the batch with {names}; lower lr"
             raise DivergedError(msg)
+        rate = learning_rate(max(self._done(), (self.step + 1) / self.total), settings)
         for group in self.optimiser.param_groups:
-            group["lr"] = settings.lr * self._rate() * group["times"]
+            group["lr"] = rate * group["times"]
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         named = {name: float(value.detach()) for name, value in told.items()}
         return named | {"accuracy": found.correct / pairs, "steps": 1.0}
-
-    def _rate(self) -> float:
-        settings, done = self.settings, min(1.0, max(self._done(), (self.step + 1) / self.total))
-        if done < settings.warmup:
-            return done / settings.warmup
-        along = (done - settings.warmup) / (1 - settings.warmup)
-        return settings.floor + (1 - settings.floor) * (1 + math.cos(math.pi * along)) / 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -22,7 +23,26 @@ def adamw(network: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
     )
 
 
-def learning_rate(done: float, settings: TrainSettings) -> float:
+class Schedule(Protocol):
+    """What a rate depends on."""
+
+    @property
+    def lr(self) -> float:
+        """The highest rate."""
+        ...
+
+    @property
+    def warmup(self) -> float:
+        """Share of the training that the rise takes."""
+        ...
+
+    @property
+    def floor(self) -> float:
+        """The last rate as a share of the highest."""
+        ...
+
+
+def learning_rate(done: float, settings: Schedule) -> float:
     """The rate of the step that ends at a share `done` (0..1) of the training.
 
     It rises from 0 in a line, as in the released recipe, then falls along a cosine to the floor.
