@@ -38,6 +38,15 @@ class Cost(NamedTuple):
     gib: float
 
 
+USAGE = """
+import json, resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=sys.stderr, check=True)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20]))
+"""
+"""A small process in between: a peak counts from the fork, with all that the parent then holds."""
+
+
 def measure(command: list[str], log: Path) -> Cost:
     """Run a command to its end.
 
@@ -47,15 +56,17 @@ def measure(command: list[str], log: Path) -> Cost:
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
     own |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=os.environ | own, stdout=output, stderr=subprocess.STDOUT
+        done = subprocess.run(
+            [sys.executable, "-c", USAGE, *command],
+            env=os.environ | own,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            check=False,
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        message = f"{' '.join(command)} failed ({process.returncode}); see {log}"
+    if done.returncode:
+        message = f"{' '.join(command)} failed; see {log}"
         raise RuntimeError(message)
-    return Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20)
+    return Cost(*json.loads(done.stdout))
 
 
 class Bench:
