@@ -56,8 +56,8 @@ $(VLLM_STAMP):
 
 vllm: $(VLLM_STAMP) ## The rollout server's environment, .venv-vllm (vLLM; about 3.5 GB).
 
-bench-rollouts: $(STAMP) ## Our rollout driver against a bare client, on one vLLM server.
-	@.venv/bin/python -m benchmarks.rollouts
+bench-rollouts: $(STAMP) ## What our rollout driver costs, and a server for each of many policies.
+	@.venv/bin/python -m benchmarks.rollouts.bench $(ARGS)
 
 docs: $(STAMP) ## Write the generated pages again.
 	@.venv/bin/python -m pipelines.lake_docs
