@@ -18,6 +18,8 @@ from pipelines.engines.openai import OpenAIEngine
 from pipelines.engines.options import VllmOptions
 from pipelines.rollouts import RolloutSettings, SamplingSettings, rollout
 
+SETTINGS = RolloutSettings(samples=2, sampling=SamplingSettings(max_tokens=64))
+
 
 class Pass(NamedTuple):
     """Once through the pool."""
@@ -34,10 +36,7 @@ def start(engine: OpenAIEngine) -> float:
     return time.perf_counter() - began
 
 
-def run(
-    engines: dict[str, OpenAIEngine], settings: RolloutSettings, prompts: int, staging: Path, *,
-    ahead: bool,
-) -> Pass:  # fmt: skip
+def run(engines: dict[str, OpenAIEngine], prompts: int, staging: Path, *, ahead: bool) -> Pass:
     """Ask every policy; `ahead` starts the next server when this one's answers begin."""
     table = workload.prompts_table(prompts)
     left = list(engines.values())
@@ -52,8 +51,8 @@ def run(
                 waiting += time.perf_counter() - since
                 if ahead and left:
                     starting = starter.submit(start, left.pop(0))
-                made = rollout(workload.policy_row(name), table, engine, settings, staging, set())
-                assert made.made == prompts * settings.samples, made.excluded.to_pylist()
+                made = rollout(workload.policy_row(name), table, engine, SETTINGS, staging, set())
+                assert made.made == prompts * SETTINGS.samples, made.excluded.to_pylist()
                 engine.close()
                 if not ahead and left:
                     starting = starter.submit(start, left.pop(0))
@@ -72,18 +71,13 @@ def measure(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
         )
         for n in range(arguments.policies)
     }
-    options = VllmOptions(
-        concurrency=arguments.concurrency, max_model_len=workload.CONTEXT, kv_cache_gib=1
-    )
-    settings = RolloutSettings(
-        samples=arguments.samples, sampling=SamplingSettings(max_tokens=arguments.max_tokens)
-    )
+    options = VllmOptions(max_model_len=workload.CONTEXT, kv_cache_gib=1)
     passes: dict[bool, list[Pass]] = {False: [], True: []}
     for number in range(arguments.pool_rounds):
         for ahead in (False, True) if number % 2 == 0 else (True, False):
             engines = {n: workload.engine_of(n, w, options, home) for n, w in weights.items()}
             staging = home / f"staging-{ahead}{number}"
-            made = run(engines, settings, arguments.pool_prompts, staging, ahead=ahead)
+            made = run(engines, arguments.pool_prompts, staging, ahead=ahead)
             passes[ahead].append(made)
             how = "the next server started ahead" if ahead else "one server after the other"
             print(f"pool, {how}: {made.seconds:.1f} s, {made.waiting:.1f} waiting", flush=True)
@@ -92,6 +86,8 @@ def measure(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
     return {
         "policies": arguments.policies,
         "prompts": arguments.pool_prompts,
+        "samples": SETTINGS.samples,
+        "max_tokens": SETTINGS.sampling.max_tokens,
         "in_turn": in_turn,
         "ahead": ahead,
         "share_starting": round(in_turn["waiting"] / in_turn["seconds"], 3),
