@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -123,12 +124,15 @@ def run_shares(
     shares = [elements[at : at + size] for at in range(0, len(elements), size)]
     if len(shares) < 2:
         return run_pipeline(lambda pipeline: stage(pipeline, elements), options)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipelines.ready"])
     running = []
     for share in shares:
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(
-            target=_run_share, args=(stage, share, tuple(options), theirs), daemon=True
+            target=_run_share,
+            args=(dict(os.environ), stage, share, tuple(options), theirs),
+            daemon=True,
         )
         process.start()
         theirs.close()
@@ -156,12 +160,14 @@ def run_shares(
 
 
 def _run_share(
+    environment: Mapping[str, str],
     stage: Callable[[beam.Pipeline, Sequence[Any]], object],
     share: Sequence[Any],
     options: Sequence[str],
     answer: Connection,
 ) -> None:
     """One process of `run_shares`: sends its counters, or the exception that ended it."""
+    os.environ.update(environment)  # the server's is that of the first time
     try:
         result: Any = run_pipeline(lambda pipeline: stage(pipeline, share), options)
     except Exception as error:

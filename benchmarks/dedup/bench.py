@@ -193,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--documents", type=int, default=1_000_000)
     parser.add_argument("--peer-documents", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=1, help="of the comparison with peers")
+    parser.add_argument("--rounds", type=int, default=5, help="of the comparison with peers")
     parser.add_argument("--data", type=Path, default=os.environ.get("POLAR_DATA"))
     home = Path(os.environ.get("POLAR_HOME", "var"))
     parser.add_argument("--work", type=Path, default=home / "bench" / "dedup")

@@ -151,7 +151,7 @@ class Server:
         if self._ended():
             return False
         try:
-            answer = httpx.get(f"{self.url}/health", timeout=5, trust_env=False)
+            answer = httpx.get(f"{self.url}/health", timeout=5, trust_env=False, verify=False)
         except httpx.HTTPError:
             return False
         return answer.status_code == 200
