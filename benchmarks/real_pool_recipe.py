@@ -1,9 +1,9 @@
 """The recipe of `bench-real-pool`: from nothing to a checkpoint, on answers of the training cell.
 
-A byte-level tokenizer; weights that know how tokens are spelled, what company they keep and where a
-comparison looks (`real_pool_start`); then ranks with seven negatives a reference,
-guided by what can be measured of the two texts (`trainer.guided`): first the beginnings of answers
-and any negatives, then whole answers and more negatives from the positive's own family of models.
+A byte-level tokenizer; weights that know whose tokens are whose and where a comparison looks
+(`real_pool_start`); then ranks with seven negatives a reference,
+guided by what can be measured of the two texts and by whose they are (`trainer.guided`): first with
+any negatives, then with more of them from the positive's own family of models.
 
 What is drawn and from where belongs to `real_pool_task`; no held-out answer is read here.
 """
@@ -33,11 +33,12 @@ from trainer.packing import Ids, Progress
 from trainer.surface import text_features
 from trainer.template import Limits, Template
 
-VOCABULARY = 4096
+VOCABULARY = 16384
 CONTEXT = 2048
-SIZE = {"hidden": 160, "layers": 4, "intermediate": 448}
-BEGINNING = Limits(2 * 128 + 2 * 32 + 4, 128)
-WHOLE = Limits(2 * 512 + 2 * 64 + 4, 512)
+LONGEST = 256
+"""Ids of an answer that are read; the mean answer has about 210."""
+SIZE = {"hidden": 288, "layers": 3, "intermediate": 512}
+LIMITS = Limits(2 * LONGEST + 2 * 48 + 4, LONGEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,26 +46,27 @@ class Phase:
     """A part of the training: what it sees and for which share of the time."""
 
     name: str
-    limits: Limits
     kin: float
     share: float
     settings: GuidedSettings
 
 
+BF16 = torch.cpu._is_avx512_bf16_supported()
+"""Elsewhere bf16 is slower than fp32 on a CPU."""
 PHASES = (
     Phase(
-        name="beginnings",
-        limits=BEGINNING,
+        name="far",
         kin=0.0,
-        share=0.45,
-        settings=GuidedSettings(lr=1e-3, batch_groups=4),
+        share=0.5,
+        settings=GuidedSettings(lr=1e-4, batch_groups=6, numbers=0.3, bf16=BF16, first=400),
     ),
     Phase(
-        name="whole",
-        limits=WHOLE,
+        name="near",
         kin=0.3,
-        share=0.55,
-        settings=GuidedSettings(lr=7e-4, batch_groups=4, until=0.7),
+        share=0.5,
+        settings=GuidedSettings(
+            lr=5e-5, batch_groups=6, numbers=0.3, until=0.7, bf16=BF16, first=400
+        ),
     ),
 )
 NEGATIVES = 7
@@ -163,14 +165,16 @@ def make(task: Any, folder: Path, *, minutes: float, threads: int, groups: int) 
     if not (tokenizer / "tokenizer.json").is_file():
         train_tokenizer(list(task.pool.text[some[:12_000]]), VOCABULARY, tokenizer, context=CONTEXT)
     if not (start / "tokenizer.json").is_file():
-        first_weights(tokenizer, start, list(task.pool.text[some[:4000]]), context=CONTEXT, **SIZE)
+        _, policies = np.unique(task.pool.policy[some].astype(str), return_inverse=True)
+        texts = list(task.pool.text[some])
+        first_weights(tokenizer, start, texts, policies, context=CONTEXT, longest=LONGEST, **SIZE)
     for number, phase in enumerate(PHASES):
         out = folder / phase.name
         ids, guide = _lesson(task, folder, phase, tokenizer, groups, seed=100 + number)
         seconds = 60 * minutes * phase.share
         settings = phase.settings.model_copy(update={"max_seconds": seconds, "epochs": 50})
         train_guided(
-            ids, guide, start, out, settings, limits=phase.limits, progress=_told(phase, seconds)
+            ids, guide, start, out, settings, limits=LIMITS, progress=_told(phase, seconds)
         )
         start = out
     return final
@@ -181,7 +185,7 @@ def _lesson(
 ) -> tuple[Ids, Guide]:
     """Token ids and guide of a phase's groups, kept in files."""
     file, kept = (folder / f"groups-{phase.name}.{end}" for end in ("parquet", "npz"))
-    template = Template(AutoTokenizer.from_pretrained(tokenizer), phase.limits)
+    template = Template(AutoTokenizer.from_pretrained(tokenizer), LIMITS)
     if not (file.is_file() and kept.is_file()):
         drawn = draw(
             task.pool,

@@ -34,8 +34,10 @@ from trainer.packed import row_of
 from trainer.packing import Ids, Progress, batches
 from trainer.template import Limits
 
-_PENALTY = 0.1
+_PENALTY = 1.0
 """Of the ridge regression that head and probes start from, for states of deviation 1."""
+_SPREAD = 0.05
+"""Least deviation that the fit sees: what varies less would get weights that one step upsets."""
 _STEEPNESS = 4.0
 """What a share becomes as a difference of scores: about the slope of the logit."""
 
@@ -225,7 +227,7 @@ class _Run:
         rows = [self._rows(g) for g in groups]
         found = [self._states([g]) for g in groups]
         states = torch.cat(found)
-        middle, spread = states.mean(0), states.std(0) + 1e-6
+        middle, spread = states.mean(0), states.std(0).clamp(min=_SPREAD)
         numbers = torch.from_numpy(self.guide.numbers[np.concatenate(rows)]).float()
         weights = _ridge((states - middle) / spread, numbers - numbers.mean(0)) / spread[:, None]
         self.probes.numbers.weight.copy_(weights.T)

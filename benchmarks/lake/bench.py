@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import world
 
 from pipelines.attach import connect, quoted
 from pipelines.lake import Append, Lake
+from pipelines.maintenance import maintain
 
 HERE = Path(__file__).parent
 KEYED = ("one_policy", "one_prompt", "random_pairs")
@@ -61,7 +63,7 @@ def build(root: Path, options: argparse.Namespace) -> None:
         small.copy(sums, file)
         large.publish("benchmark", "sums", [Append("pair_sums", [file])])
         file.unlink()
-        print("maintenance:", large.maintain(), flush=True)
+        print("maintenance:", maintain(large, grace=timedelta(0)), flush=True)
         (part / "keys.json").write_text(json.dumps(draw(large)), encoding="utf-8")
     con = connect(part / "lake", read_only=True, memory_limit=stores.MEMORY)
     named = """
