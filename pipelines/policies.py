@@ -20,6 +20,7 @@ from pipelines.watch import Watch
 from pipelines.weights import fingerprint
 
 SLOT = "{prompt}"
+SYSTEM = "{system}"
 UNVERIFIED = "unverified"
 
 
@@ -179,13 +180,20 @@ class Pool(Settings):
         return prompts.side("policy", policy.group, settings)
 
 
-def render(template: str, prompt: str) -> str:
+def render(template: str, prompt: str, system: str | None = None) -> str:
     """The model's input for a prompt; braces elsewhere in template or prompt stay as they are.
+
+    Args:
+        template: of a policy; it may hold a place `{system}`.
+        prompt: the user's words.
+        system: the turn before them; nothing stands in its place where there is none.
 
     >>> render("Q: {prompt} A:", "2+2?")
     'Q: 2+2? A:'
+    >>> render("{system} Q: {prompt} A:", "2+2?", "Be brief.")
+    'Be brief. Q: 2+2? A:'
     """
-    before, after = template.split(SLOT)
+    before, after = (part.replace(SYSTEM, system or "") for part in template.split(SLOT))
     return before + prompt + after
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ BYTES_PER_CHARACTER = 6  # of JSON at most: \uXXXX
 
 ASKED = ("prompt", "question", "query", "input", "text")
 ANSWERED = ("response", "output", "answer", "completion", "reference")
+SYSTEM = ("system", "system_prompt")
 TURNS = ("messages", "conversations", "conversation")
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
+ROLES |= {"developer": "system"}
 
 
 class BadRow(ValueError):  # noqa: N818 - it is a row, and as often kept as raised
@@ -103,13 +105,22 @@ def asked(row: Mapping[str, Any], column: str | None = None) -> Asked:
 
     Known are alpaca (instruction, input, output), sharegpt (conversations of from and value),
     messages (role and content) and a plain column: `column`, or prompt, question, query, input,
-    text. Of a conversation the first user turn is asked, with the system turn before it.
+    text. Of a conversation the first user turn is asked, with the system turns before it; without
+    `column`, a field system or system_prompt is a system turn as well.
 
     Raises:
         BadRow: none of these, or nothing in it.
     """
     if column is not None:
         return _plain(row, column)
+    found = _asked(row)
+    beside = (row.get(name) for name in SYSTEM)
+    said = (found.system, *beside)
+    system = next((one for one in said if isinstance(one, str) and one.strip()), None)
+    return replace(found, system=system)
+
+
+def _asked(row: Mapping[str, Any]) -> Asked:
     for name in TURNS:
         if row.get(name) is not None:
             return _first_turn(row[name], name)
@@ -172,11 +183,15 @@ def _first_turn(turns: Any, column: str) -> Asked:
     for place, (role, content) in enumerate(said):
         if role == "user":
             text = _words({column: content}, column)
-            system = [c for r, c in said[:place] if r == "system" and isinstance(c, str)]
+            system = [
+                _words({column: c}, column)
+                for r, c in said[:place]
+                if r == "system" and str(c or "").strip()
+            ]
             answer = [c for r, c in said[place + 1 : place + 2] if r == "assistant"]
             return Asked(
                 text=text,
-                system=system[0] if system and system[0].strip() else None,
+                system="\n\n".join(system) or None,
                 reference=answer[0] if answer and isinstance(answer[0], str) else None,
             )
     msg = f"{column} has no user turn; its roles are {[role for role, _ in said]!r:.80}"

@@ -61,9 +61,15 @@ class _Candidate:
 
     file: PromptFile
     place: tuple[str, int]  # file as the quarantine names it, and row
-    source_key: str  # its collection and its whole text, wherever its row is
+    source_key: str  # its collection and all that is asked, wherever its row is
     text: str
     more: dict[str, Any]
+    system: str | None = None
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What tells it from other prompts."""
+        return (self.text, self.system) if self.system else (self.text,)
 
 
 def draw_prompts(
@@ -182,7 +188,7 @@ def _candidates(
                     problem=str(bad), raw=raw,
                 )  # fmt: skip
                 continue
-            key = ids.content_id("draw", settings.seed, candidate.text)
+            key = ids.content_id("draw", settings.seed, *candidate.asked)
             if key in seen:
                 book.count("excluded", file.name, source, "repeated")
                 continue
@@ -216,8 +222,11 @@ def _candidate(
         if found.system:
             turns = (("system", found.system), ("user", found.text))
             more["messages"] = [{"role": role, "content": said} for role, said in turns]
-    key = f"{file.name}/{ids.content_id('text', found.text).hex()}"
-    return _Candidate(file=file, place=place, source_key=key, text=found.text, more=more)
+    made = _Candidate(
+        file=file, place=place, source_key="", text=found.text, more=more, system=found.system
+    )
+    made.source_key = f"{file.name}/{ids.content_id('text', *made.asked).hex()}"
+    return made
 
 
 def _beginnings(
@@ -270,10 +279,10 @@ def load_tokenizer(name: str, places: Places) -> Tokenizer:
 
 
 def _distinct(candidates: list[_Candidate], source: str, book: Ledger) -> list[_Candidate]:
-    """Each text once; a beginning of one word may be that of many documents."""
-    first: dict[str, _Candidate] = {}
+    """Each once; a beginning of one word may be that of many documents."""
+    first: dict[tuple[str, ...], _Candidate] = {}
     for candidate in candidates:
-        if first.setdefault(candidate.text, candidate) is not candidate:
+        if first.setdefault(candidate.asked, candidate) is not candidate:
             book.count("excluded", candidate.file.name, source, "repeated")
     return list(first.values())
 

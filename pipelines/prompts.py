@@ -62,6 +62,11 @@ def text_group(text: str) -> str:
     return "text:" + ids.content_id("prompt_group", normalised(text)).hex()
 
 
+def system_turn(messages: Iterable[Mapping[str, str]] | None) -> str | None:
+    """What the system says, among the turns of a prompt."""
+    return next((turn["content"] for turn in messages or () if turn["role"] == "system"), None)
+
+
 def prompts_table(rows: Iterable[Mapping[str, Any]], settings: SplitSettings) -> pa.Table:
     """The `prompts` table of plain rows.
 

@@ -15,6 +15,7 @@ from pipelines.engines.sampling import SamplingSettings
 from pipelines.errors import PolicyUnavailableError, QueryError
 from pipelines.ids import from_text
 from pipelines.policies import render
+from pipelines.prompts import system_turn
 from pipelines.quality import finish
 from pipelines.weights import fingerprint
 
@@ -48,7 +49,9 @@ def remake(facts: Mapping[str, Any], policies: Path, threads: int = 1) -> str:
     asked = facts["prompt"]["text"]
     request = Request(
         trajectory_id=from_text(trajectory["trajectory_id"]),
-        prompt=render(facts["policy"]["template"], asked),
+        prompt=render(
+            facts["policy"]["template"], asked, system_turn(facts["prompt"].get("messages"))
+        ),
         seed=trajectory["seed"],
         sampling=SamplingSettings.model_validate(sampling),
     )

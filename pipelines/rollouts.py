@@ -28,7 +28,8 @@ from pipelines.answer_rows import EXCLUDED, Check, Policy, Row, answer_rows, exc
 from pipelines.engines.base import Engine, Request
 from pipelines.engines.sampling import SamplingSettings
 from pipelines.errors import PolarError
-from pipelines.policies import SLOT, render
+from pipelines.policies import SLOT, SYSTEM, render
+from pipelines.prompts import system_turn
 from pipelines.settings import Settings
 
 Progress = Callable[[int, int, str], None]
@@ -36,6 +37,7 @@ Progress = Callable[[int, int, str], None]
 ASSIGNMENT = pa.schema(
     [pa.field("prompt_id", pa.uuid(), False), pa.field("policy_id", pa.uuid(), False)]
 )
+NO_PLACE = "the prompt has a system turn and the template no {system}; write it there"
 BLOCK = 4096  # prompts whose hashes with all policies are in memory at a time
 
 
@@ -147,16 +149,17 @@ def wanted(policy: Policy, prompts: pa.Table, settings: RolloutSettings) -> pa.T
 
     Args:
         policy: a row of the policies table.
-        prompts: prompt_id, text and source of the prompts assigned to it.
+        prompts: prompt_id, text, messages and source of the prompts assigned to it.
         settings: of the rollouts.
 
     Returns:
-        trajectory_id, sample_index, prompt_id, text, source; `samples` rows a prompt.
+        trajectory_id, sample_index, prompt_id, text, messages, source; `samples` rows a prompt.
     """
     lengths = pc.utf8_length(prompts["text"]).to_numpy()
     high, low = ids.words(prompts["prompt_id"]).T
     order = np.lexsort((low, high, lengths))
-    rows = prompts.select(["prompt_id", "text", "source"]).take(np.repeat(order, settings.samples))
+    rows = prompts.select(["prompt_id", "text", "messages", "source"])
+    rows = rows.take(np.repeat(order, settings.samples))
     samples = np.tile(np.arange(settings.samples, dtype=np.int32), len(order))
     policy_id, sampling_id = ids.raw(policy["policy_id"]), settings.sampling.sampling_id
     made = ids.array(
@@ -183,7 +186,7 @@ def rollout(
 
     Args:
         policy: a row of the policies table; its template makes the engine's input of a prompt.
-        prompts: prompt_id, text and source of the prompts assigned to it (see `prompts_of`).
+        prompts: prompt_id, text, messages and source of those assigned to it (see `prompts_of`).
         engine: that answers for this policy; None where it cannot (what is staged still counts).
         settings: of the rollouts.
         staging: folder for finished batches; each policy has a folder of its own there.
@@ -201,12 +204,17 @@ def rollout(
     have |= found
     work = wanted(policy, prompts, settings)
     missing = work.filter(_lacking(work, have)).to_pylist()
-    rows = {ids.raw(row["trajectory_id"]): row for row in missing}
     left_out: list[Row] = []
     if engine is None:
         left_out = [excluded_row(policy, row, "policy_unavailable") for row in missing]
     else:
-        total, done = work.num_rows, work.num_rows - len(missing)
+        rows: dict[bytes, Row] = {}
+        for row in missing:
+            if _placeless(policy, row, engine):
+                left_out.append(excluded_row(policy, row, "system_turn", NO_PLACE))
+            else:
+                rows[ids.raw(row["trajectory_id"])] = row
+        total, done = work.num_rows, work.num_rows - len(rows)
         journal = staged.Journal(folder, settings.batch_size)
         start, tokens = time.monotonic(), 0
         requests = _requests(policy, rows, settings)
@@ -241,20 +249,30 @@ def compare(left: pa.Table, right: pa.Table) -> Comparison:
     )
 
 
+def _placeless(policy: Policy, row: Row, engine: Engine) -> bool:
+    """Whether a prompt has a system turn that the policy cannot be told."""
+    placed = engine.chat or SYSTEM in (policy["template"] or SLOT)
+    return not placed and system_turn(row["messages"]) is not None
+
+
 def _requests(
     policy: Policy, rows: Mapping[bytes, Row], settings: RolloutSettings
 ) -> list[Request]:
-    """A request for each wanted row."""
+    """A request for each wanted row; a system turn goes where the template says, or before it."""
     template = policy["template"] or SLOT
-    return [
-        Request(
-            trajectory_id=key,
-            prompt=render(template, row["text"]),
-            seed=ids.seed_of(key),
-            sampling=settings.sampling,
+    made = []
+    for key, row in rows.items():
+        system = system_turn(row["messages"])
+        made.append(
+            Request(
+                trajectory_id=key,
+                prompt=render(template, row["text"], system),
+                seed=ids.seed_of(key),
+                sampling=settings.sampling,
+                system=None if SYSTEM in template else system,
+            )
         )
-        for key, row in rows.items()
-    ]
+    return made
 
 
 def _counts(policy: Policy, work: pa.Table, have: set[bytes], excluded: pa.Table) -> pa.Table:

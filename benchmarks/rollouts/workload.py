@@ -79,6 +79,7 @@ def prompts_table(count: int) -> pa.Table:
         {
             "prompt_id": ids.array(ids.content_id("prompt", text) for text in texts),
             "text": texts,
+            "messages": pa.nulls(count),
             "source": ["bench"] * count,
         }
     )

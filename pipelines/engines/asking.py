@@ -174,6 +174,7 @@ class Asking:
             self.endpoint.opened(first.prompt),
             first.sampling,
             chat=self.endpoint.chat,
+            system=first.system,
             n=count,
             seed=wire.seeds(first.seed, count)[0] if "seed" in takes else None,
             limit=self.endpoint.limit(first.sampling),
@@ -334,7 +335,7 @@ class Asking:
     async def _enter(self, job: Job) -> Entry:
         """Enter the request into the account; waits for others where a cap may be near."""
         first = job.requests[0]
-        prompt = self.endpoint.opened(first.prompt)
+        prompt = (first.system or "") + self.endpoint.opened(first.prompt)
         most = self.endpoint.limit(first.sampling) * len(job.requests)
         while (entry := self.ledger.enter(prompt, most)) is None:
             if not self.ledger.open:

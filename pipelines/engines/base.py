@@ -16,12 +16,16 @@ FinishReason = Literal["stop", "length", "prompt_too_long"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One answer wanted: the model's input text, already rendered, and how to draw it."""
+    """One answer wanted: the model's input text, already rendered, and how to draw it.
+
+    `system` is a message before it, which only an engine whose `chat` is true can be sent.
+    """
 
     trajectory_id: bytes
     prompt: str
     seed: int
     sampling: SamplingSettings
+    system: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,10 @@ class Engine(Protocol):
     @property
     def version(self) -> str:
         """Of the software that computes; known once the first answer is there."""
+
+    @property
+    def chat(self) -> bool:
+        """Whether it is sent messages, among which a system turn has its place."""
 
     def stream(self, requests: Sequence[Request], at_once: int) -> Generator[list[Answer]]:
         """Answer all requests, in any order, each as soon as it is there.

@@ -34,6 +34,7 @@ class LocalEngine:
     """One policy, loaded from a transformers folder."""
 
     name = "local"
+    chat = False
 
     def __init__(self, weights: Path, threads: int = 1):
         """Load the policy; `threads` holds for the whole process.

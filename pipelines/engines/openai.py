@@ -49,6 +49,11 @@ class OpenAIEngine:
         return self.endpoint.version
 
     @property
+    def chat(self) -> bool:
+        """Whether the endpoint is sent messages."""
+        return self.endpoint.chat
+
+    @property
     def usage(self) -> Usage:
         """What this engine's requests used."""
         return self.ledger.now
@@ -82,7 +87,7 @@ class OpenAIEngine:
     def _jobs(self, requests: Sequence[Request]) -> Iterator[Job]:
         """Samples of one prompt that follow on each other go into one request."""
         most = self.options.samples_per_request if "n" in self.endpoint.takes else 1
-        for _, group in groupby(requests, key=lambda one: (one.prompt, one.sampling)):
+        for _, group in groupby(requests, key=lambda one: (one.system, one.prompt, one.sampling)):
             samples = list(group)
             self._check_sampling(samples[0])
             for at in range(0, len(samples), most):

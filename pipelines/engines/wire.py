@@ -66,6 +66,7 @@ def body(
     limit: int,
     limit_name: str = "max_tokens",
     top_k: bool = True,
+    system: str | None = None,
 ) -> dict[str, Any]:
     """A request for `n` answers to one prompt.
 
@@ -79,7 +80,8 @@ def body(
         limit_name: limit,
     }
     if chat:
-        said["messages"] = [{"role": "user", "content": prompt}]
+        before = [] if system is None else [{"role": "system", "content": system}]
+        said["messages"] = [*before, {"role": "user", "content": prompt}]
     else:
         said["prompt"] = prompt
     if top_k:

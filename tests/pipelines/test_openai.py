@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 import traceback
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -24,9 +25,12 @@ from pipelines.rollouts import RolloutSettings, rollout
 from pipelines.settings import parse
 from tests.pipelines import fake_endpoint, tiny_policy
 from tests.pipelines.fake_endpoint import good
+from tests.pipelines.tiny_policy import with_system
 
 KEY = "sk-secret-0123456789"
 SAMPLING = SamplingSettings(max_tokens=10)
+TWICE = RolloutSettings(samples=2)
+ASKED = tiny_policy.policy()
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +99,38 @@ def test_base_policies_are_sent_text_and_chat_policies_a_message(endpoint):
     assert fake.paths == ["/v1/completions", "/v1/chat/completions"]
     assert fake.bodies[1]["messages"] == [{"role": "user", "content": "b"}]
     assert "prompt" not in fake.bodies[1]
+
+
+def test_a_system_turn_is_a_message_of_its_own(endpoint, tmp_path):
+    fake = endpoint()
+    prompts = with_system(tiny_policy.prompts_table(["a", "b"]), None, "be kind")
+    result = rollout(ASKED, prompts, engine(fake, chat=True), TWICE, tmp_path / "1", set())
+    system, user = {"role": "system", "content": "be kind"}, {"role": "user", "content": "b"}
+    assert sorted((body["messages"] for body in fake.bodies), key=len) == [
+        [{"role": "user", "content": "a"}],
+        [system, user],
+    ]
+    assert result.made == 4
+    fake.bodies.clear()
+    policy = tiny_policy.policy(template="{system}\n{prompt}")
+    rollout(policy, prompts, engine(fake, chat=True), TWICE, tmp_path / "2", set())
+    assert sorted(body["messages"][0]["content"] for body in fake.bodies) == ["\na", "be kind\nb"]
+    assert {len(body["messages"]) for body in fake.bodies} == {1}
+
+
+def test_prompts_that_differ_in_the_system_turn_are_not_one_request(endpoint):
+    fake = endpoint()
+    wanted = requests("a", samples=2)
+    wanted += [replace(one, trajectory_id=b"x%d" % one.seed, system="be kind") for one in wanted]
+    ask(engine(fake, chat=True), wanted)
+    assert sorted((len(body["messages"]), body["n"]) for body in fake.bodies) == [(1, 2), (2, 2)]
+
+
+def test_the_system_turn_counts_towards_a_cap(endpoint, tmp_path):
+    ledger = Ledger(tmp_path / "account", capped(max_tokens_in_all=200))
+    wanted = [replace(one, system="x" * 200) for one in requests("a")]
+    with pytest.raises(CapReachedError):
+        ask(engine(endpoint(), chat=True, ledger=ledger), wanted)
 
 
 def test_an_endpoint_is_only_sent_what_it_takes(endpoint):

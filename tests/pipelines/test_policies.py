@@ -50,6 +50,8 @@ def test_a_pool_file_is_read(tmp_path: Path) -> None:
     )
     assert [p.group for p in pool.policies] == ["a", "a", "chat"]
     assert render(pool.policies[2].template, "{x}") == "Q: {x}\nA:"
+    assert render("{system}|{prompt}", "{system}", "{prompt}") == "{prompt}|{system}"
+    assert render("{system}|{prompt}", "a") == "|a"
     assert pool.embedded == {"anything": [1, 2]}
 
 

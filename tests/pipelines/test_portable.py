@@ -1,13 +1,17 @@
 """Through the protocol that Flink, Spark and Dataflow speak, the rows are equal, row for row.
 
-The portable job service gets a pipeline as a message and hands its parts to workers, here LOOPBACK
-ones, beside the process which built it.
+The portable job service gets a pipeline as a message and hands its parts to workers: LOOPBACK ones,
+in the process which built it, or EXTERNAL ones, processes that a worker pool starts.
 """
 
+import os
+import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
+from contextlib import ExitStack, contextmanager
 
 import pyarrow.parquet as pq
 import pytest
@@ -27,15 +31,17 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def options():
-    """Those of Beam's own job service, which is ended at the end."""
+@contextmanager
+def served(module, option):
+    """A service of Beam's on a free port, ended with all that it started."""
     port = free_port()
-    module = "apache_beam.runners.portability.local_job_service_main"
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     process = subprocess.Popen(
-        [sys.executable, "-m", module, f"--port={port}"],
+        [sys.executable, "-m", f"apache_beam.runners.{module}", f"--{option}={port}"],
+        env=os.environ | {"PATH": path},  # a pool starts its workers as `python`, whichever that is
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         for _ in range(600):
@@ -44,14 +50,26 @@ def options():
                     break
             assert process.poll() is None, f"{module} ended with {process.returncode}"
             time.sleep(0.2)
-        yield [
-            "--runner=PortableRunner",
-            f"--job_endpoint=127.0.0.1:{port}",
-            "--environment_type=LOOPBACK",
-        ]
+        yield port
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
+
+
+@pytest.fixture(params=["LOOPBACK", "EXTERNAL"])
+def options(request):
+    """Those of Beam's own job service, and for EXTERNAL those of a pool that starts processes."""
+    with ExitStack() as stack:
+        job = stack.enter_context(served("portability.local_job_service_main", "port"))
+        made = [
+            "--runner=PortableRunner",
+            f"--job_endpoint=127.0.0.1:{job}",
+            f"--environment_type={request.param}",
+        ]
+        if request.param == "EXTERNAL":
+            pool = stack.enter_context(served("worker.worker_pool_main", "service_port"))
+            made.append(f"--environment_config=127.0.0.1:{pool}")
+        yield made
 
 
 def test_duplicates_are_equal_through_the_job_service(tmp_path, monkeypatch, options):

@@ -16,7 +16,7 @@ from pipelines.decontamination import Known, near_groups, shared_runs, words
 from pipelines.errors import BadInputError, ConfigError
 from pipelines.prompt_files import BadRow, asked
 from pipelines.prompt_sources import Drawn, Places, PromptSources, draw_prompts, planned
-from pipelines.prompts import SplitSettings, side
+from pipelines.prompts import SplitSettings, side, system_turn
 from pipelines.settings import parse
 
 SPLIT = SplitSettings(prompt_test_share=0.5)
@@ -193,6 +193,16 @@ FORMATS = [
     ({"messages": json.dumps([{"role": "user", "content": "Hi"}])}, "Hi", None, None),
     ({"prompt": [{"role": "user", "content": "Hi"}]}, "Hi", None, None),
     ({"prompt": "Hi"}, "Hi", None, None),
+    ({"messages": [{"role": "developer", "content": "Be kind."},
+                   {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]},
+     "Hi", "Be kind.\n\nBe brief.", None),
+    ({"messages": [{"role": "system", "content": " "}, {"role": "user", "content": "Hi"}],
+      "system": "Be kind."}, "Hi", "Be kind.", None),
+    ({"instruction": "Add.", "input": "2", "system": "Be kind."},
+     "Add.\n\n2", "Be kind.", None),
+    ({"system_prompt": "Be kind.", "question": "Why?", "response": "So."},
+     "Why?", "Be kind.", "So."),
+    ({"prompt": "Hi", "system": {"cores": 2}}, "Hi", None, None),
     ({"question": "Why?", "answer": "So."}, "Why?", None, "So."),
 ]  # fmt: skip
 
@@ -214,12 +224,38 @@ def test_the_usual_formats(row, text, system, reference):
         ({"messages": [{"role": "assistant", "content": "Hi"}]}, "missing"),
         ({"messages": [{"role": "user", "content": None}]}, "missing"),
         ({"conversations": ["Hi"]}, "wrong_type"),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": [{"text": "Be kind."}]},
+                    {"role": "user", "content": "Hi"},
+                ]
+            },
+            "wrong_type",
+        ),
     ],
 )
 def test_a_row_that_asks_nothing(row, reason):
     with pytest.raises(BadRow) as caught:
         asked(row)
     assert caught.value.reason == reason
+
+
+def test_a_system_turn_makes_another_prompt(tmp_path):
+    rows = [{"prompt": "Where is the lamp?"}]
+    rows += [{**rows[0], "system": f"Be {how}."} for how in ("kind", "brief", "kind")]
+    jsonl(tmp_path / "a.jsonl", *rows)
+    jsonl(tmp_path / "b.jsonl", *reversed(rows))
+    both = [draw(tmp_path, instructions(name)) for name in ("a.jsonl", "b.jsonl")]
+    assert accounts(both[0]) == {("in", ""): 4, ("out", ""): 3, ("excluded", "repeated"): 1}
+    assert sorted(both[0].prompts["prompt_id"].to_pylist()) == sorted(
+        both[1].prompts["prompt_id"].to_pylist()
+    )
+    assert len(set(both[0].prompts["prompt_id"].to_pylist())) == 3
+    assert len(set(both[0].prompts["prompt_group"].to_pylist())) == 1  # on one side of the split
+    assert {row["text"] for row in both[0].prompts.to_pylist()} == {"Where is the lamp?"}
+    said = {system_turn(row["messages"]) for row in both[0].prompts.to_pylist()}
+    assert said == {None, "Be kind.", "Be brief."}
 
 
 def test_bad_rows_are_set_apart_with_file_line_and_reason(tmp_path):

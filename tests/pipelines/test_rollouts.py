@@ -27,6 +27,7 @@ class FakeEngine:
 
     name = "fake"
     version = "1"
+    chat = False
 
     def __init__(self, answer=None, dies_at=10**9):
         self.answer = answer or (lambda request: f"{request.prompt} / {request.seed}.")
@@ -337,6 +338,25 @@ def test_each_policy_has_a_staging_of_its_own(tmp_path):
     two = rollout(tiny_policy.policy("two"), prompts, FakeEngine(), settings, tmp_path, set())
     assert len({path.parent for path in (*one.files, *two.files)}) == 2
     assert read(one.files)[0].keys().isdisjoint(read(two.files)[0])
+
+
+def test_a_system_turn_goes_where_the_template_says_or_the_prompt_is_left_out(tmp_path):
+    prompts = tiny_policy.with_system(tiny_policy.prompts_table(["a", "b"]), None, "be {kind}")
+    settings = RolloutSettings(samples=2)
+    engine, ends = FakeEngine(), []
+    policy = tiny_policy.policy(template="{system}|{prompt}|")
+    result = rollout(policy, prompts, engine, settings, tmp_path, set())
+    assert counted(result) == {("in", ""): 4, ("out", ""): 4}
+    asked = [(request.prompt, request.system) for request in engine.batches[0]]
+    assert set(asked) == {("|a|", None), ("be {kind}|b|", None)}
+    result = rollout(
+        tiny_policy.policy(), prompts, FakeEngine(), settings, tmp_path, set(),
+        progress=lambda done, total, _: ends.append((done, total)),
+    )  # fmt: skip
+    assert counted(result) == {("in", ""): 4, ("out", ""): 2, ("excluded", "system_turn"): 2}
+    assert result.made == 2
+    assert "no {system}" in result.excluded["detail"][0].as_py()
+    assert ends == [(4, 4)]
 
 
 def test_an_account_that_does_not_add_up_stops_the_stage(tmp_path):

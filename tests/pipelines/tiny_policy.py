@@ -78,6 +78,16 @@ def prompts_table(given: list[str], kind: str = "prefix", source: str = "tiny") 
     return pa.table(arrays, schema=schema)
 
 
+def with_system(prompts: pa.Table, *said: str | None) -> pa.Table:
+    """Prompts with a system turn each, or none."""
+    turns = [
+        one and [{"role": "system", "content": one}, {"role": "user", "content": text}]
+        for one, text in zip(said, prompts["text"].to_pylist(), strict=True)
+    ]
+    at = prompts.schema.get_field_index("messages")
+    return prompts.set_column(at, "messages", pa.array(turns, schemas.MESSAGES))
+
+
 def policy(name: str = "tiny", kind: str = "base", template: str | None = "{prompt}") -> dict:
     """A row of the policies table."""
     return {
