@@ -225,8 +225,9 @@ def reference_blind_check(
 
     Returns:
         Rows with split, cell, value, low, high, n, clusters, interval, and `leaks`: whether the
-        whole interval lies above 0.50. A value under it is no leak: where each policy wins exactly
-        as often as it loses, what is left over for one part is missing in the other.
+        whole interval lies above 0.50, or all of many comparisons are right. A value under it is
+        no leak: where each policy wins exactly as often as it loses, what is left over for one part
+        is missing in the other.
     """
     settings = settings or EvaluationSettings()
     sides = {}
@@ -266,6 +267,10 @@ def _halves(comparisons: Comparisons, seed: int) -> np.ndarray:
     return order[codes] % 2
 
 
+_SURE = 20
+"""Comparisons from which being right in every one is no chance: one in a million by coin."""
+
+
 def _blind_row(
     split: str,
     cell: str,
@@ -276,7 +281,9 @@ def _blind_row(
 ) -> dict[str, Any]:
     row = _measure(DISCRIMINATION, cell, ALL, mask, comparisons, {BLIND: outcomes}, settings)[0]
     kept = ("cell", "value", "low", "high", "n", "clusters", "interval")
-    return {"split": split} | {name: row[name] for name in kept} | {"leaks": row["low"] > 0.5}
+    always = row["value"] == 1 and row["n"] >= _SURE  # an interval of few clusters is wide then
+    leaks = row["low"] > 0.5 or always
+    return {"split": split} | {name: row[name] for name in kept} | {"leaks": bool(leaks)}
 
 
 def _measure(
