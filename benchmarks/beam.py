@@ -3,9 +3,10 @@
     python benchmarks/beam.py [--documents 1000000] [--workers 2] [--rounds 5] [--data DIR]
 
 The stage of `pipelines.dedup.sketch_parts`: texts in, parts on disk out. Runs alternate and the
-medians are compared; start-up (imports, building the pipeline, starting processes) is in the wall
-time. On a machine with other work wall times say little: the CPU seconds and the load average
-beside them tell whether it was quiet. The last line is JSON.
+medians are compared. Building the pipeline and starting processes are in the wall time; imports are
+in that of the first round of several processes alone, for the server that they are forked from
+keeps them as this process does. On a machine with other work wall times say little: the CPU seconds
+of one process and the load average tell whether it was quiet. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -51,22 +51,18 @@ class Phase:
     settings: GuidedSettings
 
 
-BF16 = torch.cpu._is_avx512_bf16_supported()
-"""Elsewhere bf16 is slower than fp32 on a CPU."""
 PHASES = (
     Phase(
         name="far",
         kin=0.0,
         share=0.5,
-        settings=GuidedSettings(lr=1e-4, batch_groups=6, numbers=0.3, bf16=BF16, first=400),
+        settings=GuidedSettings(lr=1e-4, batch_groups=6, numbers=0.3, first=400),
     ),
     Phase(
         name="near",
         kin=0.3,
         share=0.5,
-        settings=GuidedSettings(
-            lr=5e-5, batch_groups=6, numbers=0.3, until=0.7, bf16=BF16, first=400
-        ),
+        settings=GuidedSettings(lr=5e-5, batch_groups=6, numbers=0.3, until=0.7, first=400),
     ),
 )
 NEGATIVES = 7

@@ -105,7 +105,8 @@ def run_shares(
     """Run a stage as one pipeline a process, each over a share of the elements.
 
     Beam's own multi-process modes gain nothing on two cores, and its threads lose elements; this
-    is how both cores are used. What a share makes must be files, named by element.
+    is how both cores are used. What a share makes must be files, named by element. The processes
+    are forked from a server that imports `pipelines.ready` once.
 
     Args:
         stage: applies its transforms to a pipeline, for some of the elements; must be picklable.

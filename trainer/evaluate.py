@@ -58,6 +58,7 @@ EVALUATION_SCHEMA = pa.schema(
 
 Progress = Callable[[int, int, str], None]
 _SLICE = 512  # items scored between two progress reports
+_SURE = 20  # comparisons from which being right in every one is no chance (one in a million)
 
 
 class EvaluationSettings(BaseModel):
@@ -267,10 +268,6 @@ def _halves(comparisons: Comparisons, seed: int) -> np.ndarray:
     return order[codes] % 2
 
 
-_SURE = 20
-"""Comparisons from which being right in every one is no chance: one in a million by coin."""
-
-
 def _blind_row(
     split: str,
     cell: str,
@@ -283,7 +280,7 @@ def _blind_row(
     kept = ("cell", "value", "low", "high", "n", "clusters", "interval")
     always = row["value"] == 1 and row["n"] >= _SURE  # an interval of few clusters is wide then
     leaks = row["low"] > 0.5 or always
-    return {"split": split} | {name: row[name] for name in kept} | {"leaks": bool(leaks)}
+    return {"split": split} | {name: row[name] for name in kept} | {"leaks": leaks}
 
 
 def _measure(

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class GuidedSettings(BaseModel):
     classes: float = Field(default=0.3, ge=0, description="weight of the cross-entropy")
     first: int = Field(default=200, ge=0, description="groups that head and probes are fitted on")
     until: float = Field(default=1.0, gt=0, description="share after which only ranks count")
-    bf16: bool = True
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
     log_every: int = Field(default=20, ge=1)
     save_seconds: float = Field(default=60.0, gt=0)
@@ -249,7 +249,7 @@ class _Run:
         """The states (N, E) that are scored, of all candidates of some groups."""
         network = self.model.network
         pieces = [(self.ids.prefix(g), self.ids.suffixes(g)) for g in batch]
-        with precision(network, "bf16" if self.settings.bf16 else "fp32"):
+        with precision(network, self.settings.precision):
             return decoder.last_hidden(network, row_of(pieces, network.device)).float()
 
     def _state(self) -> dict[str, Any]:

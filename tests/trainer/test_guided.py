@@ -15,7 +15,7 @@ from trainer.model import RewardModel
 from trainer.packing import tokenise
 from trainer.score import Scorer
 
-FAST = GuidedSettings(lr=2e-3, batch_groups=8, bf16=False, log_every=1)
+FAST = GuidedSettings(lr=2e-3, batch_groups=8, precision="fp32", log_every=1)
 
 
 @pytest.fixture(scope="module")
