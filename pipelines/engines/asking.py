@@ -36,6 +36,7 @@ FAILURES = 2  # of its own, after which a request is set aside
 RETRIES = 6  # of a request that meets errors that are the server's
 REFUSALS = 8  # before any answer, after which it is the endpoint that is asked wrongly
 FIRST_DELAY, LAST_DELAY = 0.5, 60.0
+IDLE = 2.0  # seconds until an unused connection is dropped: before servers do, most after 5
 
 
 @dataclass
@@ -106,7 +107,9 @@ class Asking:
         async with httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else None,
             timeout=httpx.Timeout(None, connect=10),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE
+            ),
             trust_env=not self.ours,
         ) as http:
             count = min(self.options.concurrency, len(self.jobs))
