@@ -31,6 +31,7 @@ import torch
 
 from assets.home import PROJECT, polar_home
 from benchmarks.pretraining_value_items import FOLDS, Judgement, groups_of, read_judgements
+from benchmarks.real_pool_recipe import PHASES
 from trainer.comparisons import compare, read_rows
 from trainer.loop import train
 from trainer.own import fitting
@@ -94,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     home = polar_home() / "real-pool"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=PROJECT.parent / "shared/data/open")
-    parser.add_argument("--pretrained", type=Path, default=home / "whole")
+    parser.add_argument("--pretrained", type=Path, default=home / PHASES[-1].name)
     parser.add_argument("--start", type=Path, default=home / "start")
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
