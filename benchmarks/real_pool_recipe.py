@@ -35,9 +35,9 @@ from trainer.template import Limits, Template
 
 VOCABULARY = 16384
 CONTEXT = 2048
-LONGEST = 256
-"""Ids of an answer that are read; the mean answer has about 210."""
-SIZE = {"hidden": 288, "layers": 3, "intermediate": 512}
+LONGEST = 384
+"""Ids of an answer that are read; the mean answer has about 230."""
+SIZE = {"hidden": 256, "layers": 3, "intermediate": 512}
 LIMITS = Limits(2 * LONGEST + 2 * 48 + 4, LONGEST)
 
 

@@ -1,19 +1,20 @@
 """Weights to start from: a decoder that already averages two texts and compares the averages.
 
-What tells policies apart is for the most part which tokens they use how often, and that is quickly
-found without a decoder: `authors` trains vectors of tokens whose average over an answer says which
-policy wrote it (seconds). In those averages two answers of one policy are alike, and of a policy
-never seen as well. From random weights a decoder would need most of an hour to come to average the
-right ids and to compare; so that much is written down, and training goes on from there:
+What tells policies apart is for the most part which tokens they use how often, how they begin, and
+how long they go on. That is quickly found without a decoder: `authors` trains vectors of tokens
+whose averages over an answer and over its first ids say which policy wrote it (seconds). In those
+averages two answers of one policy are alike, and of a policy never seen as well. From random
+weights a decoder would need most of an hour to come to average the right ids and to compare; so
+that much is written down, and training goes on from there:
 
-- embeddings hold those vectors and how a token is spelled;
-- layer 0: every id after the separator learns that it is;
-- layer 1: the separator averages the ids before it, the scored id those of the candidate, in
-  directions in which answers of one policy vary alike; every id of the candidate looks for its like
-  in the reference, and at BOS if there is none;
-- layer 2: the scored id fetches the reference's average, and averages how many ids found nothing
-  alike; its MLP squares differences and sums of the two averages, which is what the likelihood
-  ratio of one policy against two is made of.
+- embeddings hold those vectors, and which tokens are special or break a line;
+- layer 0: every id learns whether it comes after the separator, and whether just after a line break;
+- layer 1: it learns how many lines its half has had: the prompt stands on the first, the answer
+  begins on the second (in a prompt of several lines that is wrong, and costs little);
+- layer 2: the scored id averages the answers on both sides, their first ids, and how long they
+  are, in directions in which answers of one policy are alike; its MLP squares differences and sums
+  of the two sides, and weighs them as in the likelihood ratio of one policy against two. The score
+  is that ratio.
 
 All other weights are random, and every one learns. No text of a held-out answer is used.
 """
@@ -28,22 +29,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from trainer.surface import TEXT_FEATURES, text_features
 from trainer.template import REWARD, SEPARATOR
 
 HEAD = 32
 AUTHORS = 40  # dimensions of a token that are learned
-KEPT = 48  # directions of the averages that are compared, in two heads
+KEPT = 24  # directions of the averages that are compared
+BEGIN = 4  # ids that an answer begins with
+LENGTH = 150  # ids at which the length's entry is a half
 SLOW = 15  # the pair of a head's dimensions that rotates least, with the one 16 further on
-MATCH = range(6, 15)  # pairs that rotate little within a context
+RECENT = {2: 32.0, 3: 48.0}  # pairs that rotate by 0.1 and 0.03 an id; logits at distance 0
+OLD = 75.0  # logit of "not recent", passed at a distance of about 5
+SURE = 12.0  # logit of an id that is looked at, above those that are not
+CONSTANT, BREAK = 0.1, 0.4  # shares of a token's squares that are a constant, and a line break
 SCALE = 0.1
 """Size of embeddings' entries."""
 QUIET = 0.01
 """What random weights that write into the state are multiplied by."""
 AVERAGE = 0.03
 """Size of the averages' entries, so small that the state's norm hardly depends on them."""
+FLAG = 0.2
+"""Size of what an id learns of its place."""
+WEIGHT = 2.5
+"""Of the likelihood ratio in the score."""
 
 
 def first_weights(
@@ -59,14 +69,14 @@ def first_weights(
     longest: int,
     seed: int = 0,
 ) -> Path:
-    """Write a Llama with those weights to `out`.
+    """Write a Llama with those weights and its head to `out`.
 
     Args:
         tokenizer_path: folder of the tokenizer.
         out: folder to write.
         texts: training answers.
         policies: (n,) whose they are, as numbers from 0.
-        hidden: width, a multiple of 32, at least 288.
+        hidden: width, a multiple of 32, at least 192.
         layers: at least three.
         intermediate: width of the MLPs, at least `4 * KEPT`.
         context: longest sequence.
@@ -75,8 +85,9 @@ def first_weights(
     """
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
     torch.manual_seed(seed)
-    model: Any = AutoModelForCausalLM.from_config(
+    model = LlamaForSequenceClassification(
         LlamaConfig(
+            num_labels=1,
             vocab_size=len(tokenizer),
             hidden_size=hidden,
             num_hidden_layers=layers,
@@ -93,10 +104,11 @@ def first_weights(
         )
     )
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    known = np.clip(token_features(tokenizer), -3, 3)
-    found = authors([row[:longest] for row in encoded], policies, known, seed=seed)
+    known, breaks = token_features(tokenizer)
+    rows = [row[:longest] for row in encoded]
+    found = authors(rows, policies, np.clip(known, -3, 3), breaks, seed=seed)
     with torch.no_grad():
-        _write(model, tokenizer, found)
+        _write(model, tokenizer, found, torch.from_numpy(breaks))
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out
@@ -106,102 +118,137 @@ def first_weights(
 class Authors:
     """Vectors of tokens whose averages tell policies apart, and the directions that do so best.
 
-    `tokens` (V, T + 1) have a mean square of 1 and a last entry that is the same in all before
-    that. `directions` (K, T + 1) of averages have mean 0, the last entry seeing to that, and
-    variance 1 within policies. `spread` is the mean square of all of them.
+    `tokens` (V, T). A direction is `whole @ average + begin @ average of the first ids + length *
+    share + offset`, with matrices (K, T), vectors (K,) and LENGTH / (LENGTH + ids) for the share;
+    it has mean 0 and variance 1 within policies, and variance `between` (K,) between them.
     """
 
     tokens: Tensor
-    directions: Tensor
-    spread: float
+    whole: Tensor
+    begin: Tensor
+    length: Tensor
+    offset: Tensor
+    between: Tensor
 
 
 def authors(
-    rows: list[list[int]], policies: np.ndarray, known: np.ndarray, *, epochs: int = 3, seed: int
+    rows: list[list[int]],
+    policies: np.ndarray,
+    known: np.ndarray,
+    breaks: np.ndarray,
+    *,
+    epochs: int = 3,
+    seed: int,
 ) -> Authors:
-    """Train token vectors so that their average over an answer tells its policy.
+    """Train token vectors so that their averages over an answer tell its policy.
 
     Args:
         rows: ids of answers.
         policies: (n,) whose they are.
         known: (V, F) what each vector starts with, which stays.
+        breaks: (V,) which tokens break a line; their vectors are shorter, as in the embeddings.
         epochs: times that every answer is seen.
         seed: of first vectors and order.
     """
     generator = torch.Generator().manual_seed(seed)
     fixed = torch.from_numpy(known).float()
-    learned = nn.Parameter(0.3 * torch.randn(len(known), AUTHORS, generator=generator))
+    size = torch.from_numpy(1 - CONSTANT - BREAK * breaks).float().sqrt()[:, None]
+    learned = nn.Parameter(0.1 * torch.randn(len(known), AUTHORS, generator=generator))
     labels = torch.from_numpy(policies).long()
-    probe = nn.Linear(fixed.shape[1] + AUTHORS, int(labels.max()) + 1)
+    width = fixed.shape[1] + AUTHORS
+    probe = nn.Linear(2 * width + 1, int(labels.max()) + 1)
     optimiser = torch.optim.AdamW(
         [{"params": [learned], "lr": 3e-2}, {"params": probe.parameters(), "lr": 1e-2}],
         weight_decay=0,
     )
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.5)
-    flat = torch.from_numpy(np.concatenate(rows)).long()
-    ends = np.cumsum([len(row) for row in rows])
-    starts = torch.from_numpy(np.r_[0, ends[:-1]])
-    sizes = torch.from_numpy(np.diff(np.r_[0, ends]))
+    wholes, begins = _Bags(rows), _Bags([row[:BEGIN] for row in rows])
+    share = LENGTH / (LENGTH + wholes.sizes.float())
+    middle, spread = share.mean(), share.std().clamp(min=1e-3)
 
     def tokens() -> Tensor:
-        every = torch.cat([fixed, learned, torch.ones(len(fixed), 1)], dim=1)
-        return every / every.square().mean(1, keepdim=True).sqrt()
+        every = torch.cat([fixed, learned], dim=1)
+        return size * every / every.square().mean(1, keepdim=True).sqrt()
 
-    def averages(some: Tensor, vectors: Tensor) -> Tensor:
-        ids = torch.cat([flat[starts[i] : starts[i] + sizes[i]] for i in some.tolist()])
-        offsets = functional.pad(sizes[some].cumsum(0)[:-1], (1, 0))
-        return functional.embedding_bag(ids, vectors, offsets, mode="mean")
+    def sides(some: Tensor, vectors: Tensor) -> Tensor:
+        length = (share[some] - middle) / spread
+        both = [wholes.averages(some, vectors), begins.averages(some, vectors)]
+        return torch.cat([*both, length[:, None]], dim=1)
 
-    full = torch.nonzero(sizes > 0).squeeze(1)
+    full = torch.nonzero(wholes.sizes > 0).squeeze(1)
     for _ in range(epochs):
         for some in full[torch.randperm(len(full), generator=generator)].split(256):
-            told = probe(averages(some, tokens())[:, :-1])
+            told = probe(sides(some, tokens()))
             functional.cross_entropy(told, labels[some]).backward()
             optimiser.step()
             optimiser.zero_grad()
         schedule.step()
     with torch.no_grad():
         vectors = tokens()
-        found = torch.cat([averages(some, vectors) for some in full.split(4096)])
-        directions, spread = _directions(found, labels[full])
-    return Authors(vectors, directions, spread)
+        x = torch.cat([sides(some, vectors) for some in full.split(4096)])
+        best, between = _directions(x, labels[full])
+        whole, begin, length = best.split([width, width, 1], dim=1)
+        length = length[:, 0] / spread
+        offset = -best @ x.mean(0) - length * middle
+    return Authors(vectors, whole, begin, length, offset, between)
 
 
-def _directions(averages: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """The `KEPT` directions with most variance between policies for what they have within.
+class _Bags:
+    """Rows of ids, of which some are averaged at a time."""
+
+    def __init__(self, rows: list[list[int]]) -> None:
+        self.flat = torch.from_numpy(np.concatenate(rows)).long()
+        ends = np.cumsum([len(row) for row in rows])
+        self.starts = torch.from_numpy(np.r_[0, ends[:-1]])
+        self.sizes = torch.from_numpy(np.diff(np.r_[0, ends]))
+
+    def averages(self, some: Tensor, vectors: Tensor) -> Tensor:
+        """Mean vector (n, T) of each row's ids."""
+        sizes = self.sizes[some]
+        at = zip(self.starts[some].tolist(), sizes.tolist(), strict=True)
+        ids = torch.cat([self.flat[start : start + size] for start, size in at])
+        offsets = functional.pad(sizes.cumsum(0)[:-1], (1, 0))
+        return functional.embedding_bag(ids, vectors, offsets, mode="mean")
+
+
+def _directions(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The `KEPT` directions with most variance between policies for a variance of 1 within.
 
     Source: linear discriminant analysis (Rao, 1948), with a little added to the diagonal.
+
+    Returns:
+        Directions (K, F), and their variances between policies (K,).
     """
-    x = averages[:, :-1]
-    counts = torch.bincount(labels).clamp(min=1)[:, None]
-    middles = torch.zeros(len(counts), x.shape[1]).index_add_(0, labels, x) / counts
+    counts = torch.bincount(labels)
+    middles = torch.zeros(len(counts), x.shape[1]).index_add_(0, labels, x)
+    middles /= counts.clamp(min=1)[:, None]
     inside = x - middles[labels]
     within = inside.T @ inside / len(x)
-    within += 1e-3 * within.diagonal().mean() * torch.eye(len(within))
+    within += 0.03 * within.diagonal().mean() * torch.eye(len(within))
     sizes, axes = torch.linalg.eigh(within)
     whiten = axes * sizes.rsqrt()
-    between = torch.cov(middles[torch.bincount(labels) > 0].T)
-    _, turned = torch.linalg.eigh(whiten.T @ between @ whiten)
-    best = (whiten @ turned[:, -KEPT:]).T
-    z = (x - x.mean(0)) @ best.T
-    last = -(best @ x.mean(0)) / averages[:, -1].mean()
-    return torch.cat([best, last[:, None]], dim=1), float(z.square().mean())
+    found, turned = torch.linalg.eigh(whiten.T @ torch.cov(middles[counts > 0].T) @ whiten)
+    return (whiten @ turned[:, -KEPT:]).T, found[-KEPT:].clamp(min=1e-3)
 
 
-def _write(model: Any, tokenizer: Any, found: Authors) -> None:
+def _write(model: Any, tokenizer: Any, found: Authors, breaks: Tensor) -> None:
     """Put tokens into embeddings, looking and comparing into heads; see the top of this room."""
-    hidden = model.config.hidden_size
-    size = found.tokens.shape[1] - 1
-    own, fetched, squares = (range(at, at + KEPT) for at in (size, size + KEPT, size + 2 * KEPT))
-    end = squares.start + 2 * KEPT
-    always, bos, separator, reward, after, share, novel, novelty = range(end, end + 8)
-    if novelty >= hidden or model.config.intermediate_size < 4 * KEPT:
-        msg = f"hidden must be {novelty + 1} or more, intermediate {4 * KEPT} or more"
+    hidden, width = model.config.hidden_size, found.tokens.shape[1]
+    own, fetched = (range(at, at + KEPT) for at in (width, width + KEPT))
+    squares = range(fetched.stop, fetched.stop + 2 * KEPT)
+    evidence, constant, bos, separator, reward, newline, after, early, lines, first, prompt = range(
+        squares.stop, squares.stop + 11
+    )
+    if prompt >= hidden or model.config.intermediate_size < 4 * KEPT:
+        msg = f"hidden must be {prompt + 1} or more, intermediate {4 * KEPT} or more"
         raise ValueError(msg)
-    norm = SCALE * (size + 1) ** 0.5  # of every embedding
+    norm = SCALE * width**0.5  # of every embedding
+    unit = hidden**0.5 / norm  # what a layer's norm makes of an entry
     table = model.model.embed_tokens.weight
     table.zero_()
-    table[:, [*range(size), always]] = SCALE * found.tokens
+    table[:, :width] = SCALE * found.tokens
+    table[:, constant] = norm * CONSTANT**0.5
+    table[:, newline] = norm * BREAK**0.5 * breaks
     for token, flag in (
         (tokenizer.bos_token_id, bos),
         (tokenizer.convert_tokens_to_ids(SEPARATOR), separator),
@@ -209,57 +256,112 @@ def _write(model: Any, tokenizer: Any, found: Authors) -> None:
     ):
         table[token] = 0
         table[token, flag] = norm
-    unit = hidden**0.5 / norm  # what a layer's norm makes of an embedding's entry
     for layer in model.model.layers:  # what is random stays below what is written down
         layer.self_attn.o_proj.weight.mul_(QUIET)
         layer.mlp.down_proj.weight.mul_(QUIET)
-    first, second, third = (layer for layer in model.model.layers[:3])
+    zero, one, two = (layer for layer in model.model.layers[:3])
+    entries = dict.fromkeys((bos, separator, reward), norm) | {
+        constant: norm * CONSTANT**0.5,
+        newline: norm * BREAK**0.5,
+        **dict.fromkeys((after, early, lines, first, prompt), FLAG),
+    }
+    size = {flag: entry * unit for flag, entry in entries.items()}  # as a layer sees it
 
-    _look(first, 0, {always: 2.0}, {separator: 1.0})  # who finds a separator comes after it
-    _carry(first, 0, torch.eye(hidden)[[separator]], [after], 0.2 / (norm * unit))
+    def carry(layer: Any, head: int, flags: list[int], target: int) -> None:
+        """The share of ids with one of the flags, as a flag of its own."""
+        read = torch.zeros(1, hidden)
+        for flag in flags:
+            read[0, flag] = 1 / size[flag]
+        _carry(layer, head, read, [target], FLAG)
+
+    _look(zero, 0, (constant, size), {separator: SURE})
+    carry(zero, 0, [separator], after)
+    _look(zero, 1, (constant, size), {bos: OLD}, recent=newline)
+    carry(zero, 1, [newline], early)
+    # the first line of a half is the separator's or BOS's share of all its line breaks
+    early_only, both = (1 / (1 + n * FLAG**2 / norm**2) ** 0.5 for n in (1, 2))  # a norm's shrinking
+    halves = {bos: SURE * early_only, separator: 2 * SURE * both}
+    _look(one, 0, (constant, size), {newline: SURE, after: SURE, **halves})
+    carry(one, 0, [bos, separator], lines)
+    steps = {prompt: (0.6, 0.9), first: (0.4, 0.48)}
+    row = 0
+    for target, (low, high) in steps.items():
+        for sign, at in ((1.0, low), (-1.0, high)):  # a ramp from 0 at low to 1 at high
+            _ramp(one, row, lines, constant, size, at, target, sign * FLAG / (high - low))
+            row += 1
+    for sign, at in ((-1.0, 0.6), (1.0, 0.9)):
+        _ramp(one, row, lines, constant, size, at, first, sign * FLAG / 0.3)
+        row += 1
+
+    scored = (reward, size)
     read = torch.zeros(KEPT, hidden)
-    read[:, [*range(size), always]] = found.directions / (SCALE * unit)
-    halves = range(KEPT // 2), range(KEPT // 2, KEPT)
-    for head, part in enumerate(halves):
-        _look(second, head, {separator: 0.5, reward: 0.8}, {after: 1.0, bos: -0.5})
-        _carry(second, head, read[list(part)], [own[i] for i in part], AVERAGE)
-    _look(second, 2, {}, {})  # BOS's share of all ids before is one over their number
-    _carry(second, 2, torch.eye(hidden)[[bos]], [share], 0.1)
-    _alike(second, 3, size, bos, always, after)
-    _carry(second, 3, torch.eye(hidden)[[bos]], [novel], 0.02)
+    read[:, :width] = found.whole / (SCALE * unit)
+    read[:, constant] = found.offset / size[constant]
+    start = torch.zeros(KEPT, hidden)
+    start[:, :width] = found.begin / (SCALE * unit)
+    sink = torch.zeros(KEPT, hidden)
+    sink[:, bos] = found.length / size[bos]
+    far = SURE + float(np.log(LENGTH))
+    for number, (side, target) in enumerate(((1.0, own), (-1.0, fetched))):
+        answer = {after: side * SURE, prompt: -SURE, bos: -SURE, separator: -SURE}
+        beginning = {after: side * SURE, first: SURE, early: SURE}
+        _look(two, number, scored, answer)
+        _carry(two, number, read, list(target), AVERAGE)
+        _look(two, 2 + number, scored, beginning)
+        _carry(two, 2 + number, start, list(target), AVERAGE)
+        _look(two, 4 + number, scored, answer | {bos: far if side > 0 else far - SURE})
+        _carry(two, 4 + number, sink, list(target), AVERAGE)
 
-    state = (norm**2 + KEPT * AVERAGE**2 * found.spread) ** 0.5  # of the separator by now
-    for head, part in enumerate(halves):  # the scored id fetches the reference's average
-        _look(third, head, {reward: 1.0}, {separator: 1.0})
-        moved = torch.eye(hidden)[[own[i] for i in part]]
-        _carry(third, head, moved, [fetched[i] for i in part], state / hidden**0.5)
-    _look(third, 2, {reward: 0.8}, {after: 1.0})
-    _carry(third, 2, torch.eye(hidden)[[novel]], [novelty], 1.0)
-
-    mlp, row = third.mlp, 0
-    for sign in (-1.0, 1.0):  # differences, sums; of each both ways, for silu(x) x is half a square
+    # Under one policy differences have variance 2 and sums 2 + 4b, under two both have 2 + 2b.
+    same, other = 1 / (1 + 2 * found.between), 1 / (1 + found.between)
+    ratio = {-1.0: (other - 1).tolist(), 1.0: (other - same).tolist()}
+    mlp, row = two.mlp, 0
+    mlp.down_proj.weight[evidence] = 0
+    for sign in (-1.0, 1.0):  # differences, sums; both ways, as silu(x) x + silu(-x) (-x) = x^2
         for i in range(KEPT):
-            target = squares.start + i + (KEPT if sign > 0 else 0)
+            square = squares.start + i + (KEPT if sign > 0 else 0)
             for way in (-1.0, 1.0):
                 for matrix in (mlp.gate_proj.weight, mlp.up_proj.weight):
                     matrix[row] = 0
                     matrix[row, own[i]], matrix[row, fetched[i]] = way, sign * way
                 mlp.down_proj.weight[:, row] = 0
-                mlp.down_proj.weight[target, row] = 0.05
+                mlp.down_proj.weight[square, row] = 0.05
+                mlp.down_proj.weight[evidence, row] = 0.05 * ratio[sign][i]
                 row += 1
+    model.score.weight.zero_()
+    model.score.weight[0, evidence] = WEIGHT
 
 
-def _look(layer: Any, head: int, query: dict[int, float], key: dict[int, float]) -> None:
-    """Ids with the flags of `query` look at ids with the flags of `key`; others at all alike."""
-    for matrix, flags in (
-        (layer.self_attn.q_proj.weight, query),
-        (layer.self_attn.k_proj.weight, key),
-    ):
-        rows = matrix[head * HEAD : (head + 1) * HEAD]
-        rows.mul_(0.1)
-        rows[SLOW] = 0
-        for flag, weight in flags.items():
-            rows[SLOW, flag] = weight * 1.5
+def _look(
+    layer: Any,
+    head: int,
+    query: tuple[int, dict[int, float]],
+    keys: dict[int, float],
+    recent: int | None = None,
+) -> None:
+    """Ids with the query's flag look at ids by their flags; all others at all ids alike.
+
+    Args:
+        layer: whose attention it is.
+        head: its number.
+        query: the flag, and what each flag's entry is where it is set.
+        keys: what each flag adds to an id's logit.
+        recent: a flag that adds `RECENT` to it, less with the distance.
+    """
+    flag, size = query
+    rows = slice(head * HEAD, (head + 1) * HEAD)
+    asks, keeps = layer.self_attn.q_proj.weight[rows], layer.self_attn.k_proj.weight[rows]
+    for matrix in (asks, keeps):
+        matrix.mul_(0.1)
+        for pair in (SLOW, *RECENT):
+            matrix[[pair, pair + HEAD // 2]] = 0
+    asks[SLOW, flag] = HEAD**0.5 / size[flag]
+    for key, logit in keys.items():
+        keeps[SLOW, key] = logit / size[key]
+    if recent is not None:
+        for pair, logit in RECENT.items():
+            asks[pair, flag] = HEAD**0.5 / size[flag]
+            keeps[pair, recent] = logit / size[recent]
 
 
 def _carry(layer: Any, head: int, read: Tensor, write: list[int], weight: float) -> None:
@@ -272,31 +374,35 @@ def _carry(layer: Any, head: int, read: Tensor, write: list[int], weight: float)
     output[write, range(len(read))] = weight
 
 
-def _alike(layer: Any, head: int, size: int, bos: int, always: int, after: int) -> None:
-    """Ids look at ids before the separator that are like them, else at BOS."""
-    places = [*MATCH, *(i + HEAD // 2 for i in MATCH)]
-    generator = torch.Generator().manual_seed(0)
-    directions = torch.linalg.qr(torch.randn(size, len(places), generator=generator)).Q.T
-    for matrix in (layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight):
-        rows = matrix[head * HEAD : (head + 1) * HEAD]
-        rows.mul_(0.3)
-        rows[places, :] = 0
-        rows[places, :size] = directions * 1.6
-        rows[SLOW] = 0
-        rows[SLOW + HEAD // 2] = 0
-    query = layer.self_attn.q_proj.weight[head * HEAD : (head + 1) * HEAD]
-    key = layer.self_attn.k_proj.weight[head * HEAD : (head + 1) * HEAD]
-    query[SLOW, always] = 3.0
-    key[SLOW, after] = -3.0
-    key[SLOW, bos] = 1.5
+def _ramp(
+    layer: Any,
+    row: int,
+    flag: int,
+    constant: int,
+    size: dict[int, float],
+    at: float,
+    target: int,
+    slope: float,
+) -> None:
+    """Let a row of an MLP add `slope` for every one that a flag is above `at`."""
+    steep = 60.0
+    mlp = layer.mlp
+    mlp.gate_proj.weight[row] = 0
+    mlp.gate_proj.weight[row, flag] = steep / size[flag]
+    mlp.gate_proj.weight[row, constant] = -steep * at / size[constant]
+    mlp.up_proj.weight[row] = 0
+    mlp.up_proj.weight[row, constant] = 1 / size[constant]
+    mlp.down_proj.weight[:, row] = 0
+    mlp.down_proj.weight[target, row] = slope / steep
 
 
-def token_features(tokenizer: Any) -> np.ndarray:
-    """What the spelling of each token of a vocabulary says, (V, F), standardised."""
+def token_features(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What the spelling of each token says, (V, F), standardised; and whether it breaks a line."""
     spelled = [tokenizer.decode([i]) for i in range(len(tokenizer))]
     stripped = [text.strip() for text in spelled]
     lengths = np.array([[len(t), len(t.split()), t.startswith(" ")] for t in spelled], float)
     ends = np.array([[s[:1].isupper(), s.isupper() and len(s) > 1] for s in stripped], float)
     features = np.column_stack([text_features(spelled)[:, 6 : len(TEXT_FEATURES)], lengths, ends])
     features -= features.mean(axis=0)
-    return features / np.maximum(features.std(axis=0), 1e-6)
+    features /= np.maximum(features.std(axis=0), 1e-6)
+    return features, np.array(["\n" in text for text in spelled], float)

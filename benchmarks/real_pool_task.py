@@ -227,7 +227,7 @@ def _row(pool: Pool, name: str, answers: list[int], cell: str, split: str) -> di
     reference = answers[0]
     return {
         "group_id": name,
-        "wrapper": "pretrain",
+        "wrapper": "sft",  # prompts are instructions: answers begin on a line of their own
         "prompt": [{"role": "user", "content": pool.prompt_text[pool.prompt[reference]]}],
         "reference": pool.text[reference],
         "candidates": [

@@ -32,7 +32,7 @@ from trainer.model import RewardModel
 from trainer.optim import learning_rate
 from trainer.packed import row_of
 from trainer.packing import Ids, Progress, batches
-from trainer.template import Limits
+from trainer.template import Limits, Wrapper
 
 _PENALTY = 1.0
 """Of the ridge regression that head and probes start from, for states of deviation 1."""
@@ -109,6 +109,7 @@ def train_guided(
     settings: GuidedSettings,
     *,
     limits: Limits | None = None,
+    wrapper: Wrapper = "pretrain",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train the reward model of `start` on groups and their guide; leave its checkpoint in `out`.
@@ -131,7 +132,7 @@ def train_guided(
         identity = resume.identity(settings, "guided", start, ids)
         if (found := resume.finished(out, identity)) is not None:
             return found
-        first = RewardModel.start(start, wrapper="pretrain", limits=limits)
+        first = RewardModel.start(start, wrapper=wrapper, limits=limits)
         model, state = resume.restore(out, identity) or (first, {})
         if not decoder.ready(model.network):
             msg = f"{type(model.network).__name__} does not run over packed rows"
