@@ -1,9 +1,10 @@
 """The recipe of `bench-real-pool`: from nothing to a checkpoint, on answers of the training cell.
 
 A byte-level tokenizer; weights that know whose tokens are whose and where a comparison looks
-(`real_pool_start`); then ranks with seven negatives a reference,
-guided by what can be measured of the two texts and by whose they are (`trainer.guided`): first with
-any negatives, then with more of them from the positive's own family of models.
+(`real_pool_start`); then a few careful minutes of ranks with seven negatives a reference, some of
+them from the positive's own family of models. More of it, or telling whose the texts are and what
+can be measured of them, raises the training cell and lowers policies that are new: see
+`docs/experiments.md`. A phase can still ask for both (`trainer.guided`).
 
 What is drawn and from where belongs to `real_pool_task`; no held-out answer is read here.
 """
@@ -53,16 +54,10 @@ class Phase:
 
 PHASES = (
     Phase(
-        name="far",
-        kin=0.0,
-        share=0.5,
-        settings=GuidedSettings(lr=1e-4, batch_groups=6, numbers=0.3, first=400),
-    ),
-    Phase(
-        name="near",
+        name="ranks",
         kin=0.3,
-        share=0.5,
-        settings=GuidedSettings(lr=5e-5, batch_groups=6, numbers=0.3, until=0.7, first=400),
+        share=1.0,
+        settings=GuidedSettings(lr=5e-6, batch_groups=6, numbers=0.0, classes=0.0, first=0),
     ),
 )
 NEGATIVES = 7
@@ -170,7 +165,14 @@ def make(task: Any, folder: Path, *, minutes: float, threads: int, groups: int) 
         seconds = 60 * minutes * phase.share
         settings = phase.settings.model_copy(update={"max_seconds": seconds, "epochs": 50})
         train_guided(
-            ids, guide, start, out, settings, limits=LIMITS, progress=_told(phase, seconds)
+            ids,
+            guide,
+            start,
+            out,
+            settings,
+            limits=LIMITS,
+            wrapper="sft",
+            progress=_told(phase, seconds),
         )
         start = out
     return final

@@ -8,7 +8,7 @@ weights a decoder would need most of an hour to come to average the right ids an
 that much is written down, and training goes on from there:
 
 - embeddings hold those vectors, and which tokens are special or break a line;
-- layer 0: every id learns whether it comes after the separator, and whether just after a line break;
+- layer 0: every id learns whether it comes after the separator, and whether just after a break;
 - layer 1: it learns how many lines its half has had: the prompt stands on the first, the answer
   begins on the second (in a prompt of several lines that is wrong, and costs little);
 - layer 2: the scored id averages the answers on both sides, their first ids, and how long they
@@ -37,7 +37,7 @@ from trainer.template import REWARD, SEPARATOR
 HEAD = 32
 AUTHORS = 40  # dimensions of a token that are learned
 KEPT = 24  # directions of the averages that are compared
-BEGIN = 4  # ids that an answer begins with
+BEGIN = 7  # ids that an answer begins with, the line break before it among them
 LENGTH = 150  # ids at which the length's entry is a half
 SLOW = 15  # the pair of a head's dimensions that rotates least, with the one 16 further on
 RECENT = {2: 32.0, 3: 48.0}  # pairs that rotate by 0.1 and 0.03 an id; logits at distance 0
@@ -50,7 +50,7 @@ QUIET = 0.01
 """What random weights that write into the state are multiplied by."""
 AVERAGE = 0.03
 """Size of the averages' entries, so small that the state's norm hardly depends on them."""
-FLAG = 0.2
+FLAG = 0.1
 """Size of what an id learns of its place."""
 WEIGHT = 2.5
 """Of the likelihood ratio in the score."""
@@ -105,7 +105,8 @@ def first_weights(
     )
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     known, breaks = token_features(tokenizer)
-    rows = [row[:longest] for row in encoded]
+    (line,) = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    rows = [[line, *row[: longest - 1]] for row in encoded]
     found = authors(rows, policies, np.clip(known, -3, 3), breaks, seed=seed)
     with torch.no_grad():
         _write(model, tokenizer, found, torch.from_numpy(breaks))
@@ -118,9 +119,9 @@ def first_weights(
 class Authors:
     """Vectors of tokens whose averages tell policies apart, and the directions that do so best.
 
-    `tokens` (V, T). A direction is `whole @ average + begin @ average of the first ids + length *
-    share + offset`, with matrices (K, T), vectors (K,) and LENGTH / (LENGTH + ids) for the share;
-    it has mean 0 and variance 1 within policies, and variance `between` (K,) between them.
+    `tokens` (V, T). A direction is `whole @ average + begin @ average of the first ids, weighed by
+    early() + length * share + offset`, with matrices (K, T), vectors (K,) and LENGTH / (LENGTH +
+    ids) for the share; it has mean 0, variance 1 within policies, and `between` (K,) between them.
     """
 
     tokens: Tensor
@@ -143,7 +144,7 @@ def authors(
     """Train token vectors so that their averages over an answer tell its policy.
 
     Args:
-        rows: ids of answers.
+        rows: ids of answers, each after a line break.
         policies: (n,) whose they are.
         known: (V, F) what each vector starts with, which stays.
         breaks: (V,) which tokens break a line; their vectors are shorter, as in the embeddings.
@@ -157,12 +158,14 @@ def authors(
     labels = torch.from_numpy(policies).long()
     width = fixed.shape[1] + AUTHORS
     probe = nn.Linear(2 * width + 1, int(labels.max()) + 1)
+    nn.init.zeros_(probe.weight)
+    nn.init.zeros_(probe.bias)
     optimiser = torch.optim.AdamW(
         [{"params": [learned], "lr": 3e-2}, {"params": probe.parameters(), "lr": 1e-2}],
         weight_decay=0,
     )
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.5)
-    wholes, begins = _Bags(rows), _Bags([row[:BEGIN] for row in rows])
+    wholes, begins = _Bags(rows), _Bags([row[:BEGIN] for row in rows], early())
     share = LENGTH / (LENGTH + wholes.sizes.float())
     middle, spread = share.mean(), share.std().clamp(min=1e-3)
 
@@ -193,22 +196,42 @@ def authors(
     return Authors(vectors, whole, begin, length, offset, between)
 
 
-class _Bags:
-    """Rows of ids, of which some are averaged at a time."""
+def early() -> Tensor:
+    """How much the ids from a line break on weigh among those that an answer begins with.
 
-    def __init__(self, rows: list[list[int]]) -> None:
+    A head of layer 0 says how recent the break is, by `RECENT`; one of layer 2 looks accordingly.
+    """
+    distance = torch.arange(BEGIN)
+    logits = [logit * torch.cos(10 ** (-pair / 2) * distance) for pair, logit in RECENT.items()]
+    recent = torch.sigmoid(torch.stack(logits).sum(0) - OLD)
+    return (SURE * (recent - 1)).exp()
+
+
+class _Bags:
+    """Rows of ids, of which some are averaged at a time, each id by the weight of its place."""
+
+    def __init__(self, rows: list[list[int]], weights: Tensor | None = None) -> None:
         self.flat = torch.from_numpy(np.concatenate(rows)).long()
         ends = np.cumsum([len(row) for row in rows])
         self.starts = torch.from_numpy(np.r_[0, ends[:-1]])
         self.sizes = torch.from_numpy(np.diff(np.r_[0, ends]))
+        places = torch.cat([torch.arange(len(row)) for row in rows])
+        self.weights = torch.ones(len(self.flat)) if weights is None else weights[places]
+        self.totals = torch.zeros(len(rows)).index_add_(
+            0, torch.repeat_interleave(self.sizes), self.weights
+        )
 
     def averages(self, some: Tensor, vectors: Tensor) -> Tensor:
         """Mean vector (n, T) of each row's ids."""
         sizes = self.sizes[some]
-        at = zip(self.starts[some].tolist(), sizes.tolist(), strict=True)
-        ids = torch.cat([self.flat[start : start + size] for start, size in at])
+        spans = zip(self.starts[some].tolist(), sizes.tolist(), strict=True)
+        at = torch.cat([torch.arange(start, start + size) for start, size in spans])
         offsets = functional.pad(sizes.cumsum(0)[:-1], (1, 0))
-        return functional.embedding_bag(ids, vectors, offsets, mode="mean")
+        ids, weights = self.flat[at], self.weights[at]
+        sums = functional.embedding_bag(
+            ids, vectors, offsets, mode="sum", per_sample_weights=weights
+        )
+        return sums / self.totals[some, None]
 
 
 def _directions(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -279,7 +302,9 @@ def _write(model: Any, tokenizer: Any, found: Authors, breaks: Tensor) -> None:
     _look(zero, 1, (constant, size), {bos: OLD}, recent=newline)
     carry(zero, 1, [newline], early)
     # the first line of a half is the separator's or BOS's share of all its line breaks
-    early_only, both = (1 / (1 + n * FLAG**2 / norm**2) ** 0.5 for n in (1, 2))  # a norm's shrinking
+    early_only, both = (
+        1 / (1 + n * FLAG**2 / norm**2) ** 0.5 for n in (1, 2)
+    )  # a norm's shrinking
     halves = {bos: SURE * early_only, separator: 2 * SURE * both}
     _look(one, 0, (constant, size), {newline: SURE, after: SURE, **halves})
     carry(one, 0, [bos, separator], lines)

@@ -20,8 +20,8 @@ WORDS = [f"{a}{b}{c}" for a in "bdfglm" for b in "aeiou" for c in "nrst"]
 def answers(rng, policy, count):
     """Texts of a policy, which prefers some words and shuns others."""
     weights = np.exp(1.5 * np.random.default_rng(policy).standard_normal(len(WORDS)))
-    drawn = rng.choice(WORDS, (count, 40), p=weights / weights.sum())
-    return [" ".join(words) for words in drawn]
+    drawn = rng.choice(WORDS, (count, 50), p=weights / weights.sum())
+    return [" ".join(words[: rng.integers(30, 51)]) for words in drawn]
 
 
 @pytest.fixture(scope="module")
@@ -30,54 +30,62 @@ def made(tmp_path_factory):
     rng = np.random.default_rng(0)
     policies = np.repeat(np.arange(60), 12)
     texts = [text for policy in range(60) for text in answers(rng, policy, 12)]
-    tokenizer = train_tokenizer(texts, 500, folder / "tokenizer", context=1024)
-    sizes = {"hidden": 288, "layers": 3, "intermediate": 256, "context": 1024, "longest": 128}
+    tokenizer = train_tokenizer([*texts, "what?\n\n"], 500, folder / "tokenizer", context=1024)
+    sizes = {"hidden": 256, "layers": 3, "intermediate": 256, "context": 1024, "longest": 128}
     start.first_weights(tokenizer, folder / "start", texts, policies, **sizes)
-    return folder / "start", rng
+    network = AutoTokenizer.from_pretrained(tokenizer)
+    known, breaks = start.token_features(network)
+    lines = network([f"\n{text}" for text in texts], add_special_tokens=False)["input_ids"]
+    rows = [row[:128] for row in lines]
+    found = start.authors(rows, policies, np.clip(known, -3, 3), breaks, seed=0)
+    return folder / "start", found
 
 
-def test_the_separator_and_the_scored_id_hold_the_averages_of_their_sides(made):
-    folder, rng = made
+def encoded(folder, prompt, reference, candidates):
+    """The model, and the ids of a group as one piece without a shared prefix."""
     limits = Limits(600, 128)
-    network = RewardModel.start(folder, wrapper="pretrain", limits=limits).network.eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    template = Template(tokenizer, limits)
-    reference, candidate = answers(rng, 100, 1)[0], answers(rng, 101, 1)[0]
-    ((ids,),) = template.encode([Texts("", reference, [candidate], "pretrain")])
-    at = ids.index(template.separator_id)
-    seen = {}
-
-    def keep(_layer, arguments, _named):
-        seen["states"] = arguments[0][0]
-
-    decoder.layers(network)[2].register_forward_pre_hook(keep, with_kwargs=True)
-    with torch.inference_mode():
-        decoder.last_hidden(network, row_of([(np.array([], int), [np.array(ids)])], network.device))
-    half = start.KEPT // 2  # the better directions, in the second head
-    own = slice(25 + start.AUTHORS + half, 25 + start.AUTHORS + start.KEPT)
-    read = decoder.layers(network)[1].self_attn.v_proj.weight[start.HEAD : start.HEAD + half]
-    table = network.base_model.embed_tokens.weight[torch.tensor(ids)]
-    normed = table * table.square().mean(1, keepdim=True).rsqrt()
-    for scored, side in ((at, slice(1, at)), (len(ids) - 1, slice(at + 1, len(ids) - 1))):
-        expected = (normed[side] @ read.T).mean(0)
-        found = seen["states"][scored, own] / start.AVERAGE
-        assert np.corrcoef(expected.detach(), found.detach())[0, 1] > 0.97
-
-
-def test_averages_of_one_policy_are_alike_also_of_one_never_seen(made):
-    folder, rng = made
-    limits = Limits(600, 128)
-    model = RewardModel.start(folder, wrapper="pretrain", limits=limits)
+    model = RewardModel.start(folder, wrapper="sft", limits=limits)
     template = Template(AutoTokenizer.from_pretrained(folder), limits)
-    size = 25 + start.AUTHORS
-    differences = slice(size + 2 * start.KEPT, size + 3 * start.KEPT)
-    right = []
+    (ids,) = template.encode([Texts(prompt, reference, candidates, "sft")])
+    return model.network.eval(), [(np.array([], int), [np.array(row) for row in ids])]
+
+
+def expected(found, tokenizer, text):
+    """What the averages of an answer are in the kept directions."""
+    ids = torch.tensor(tokenizer("\n" + text, add_special_tokens=False)["input_ids"])
+    vectors, early = found.tokens[ids], start.early()
+    share = start.LENGTH / (start.LENGTH + len(ids))
+    begin = early @ vectors[: start.BEGIN] / early.sum()
+    return found.whole @ vectors.mean(0) + found.begin @ begin + found.length * share + found.offset
+
+
+@pytest.mark.parametrize("prompt", ["what?", " ".join(WORDS[:30])])
+def test_the_scored_id_holds_the_averages_of_both_answers_and_none_of_the_prompt(made, prompt):
+    folder, found = made
+    rng = np.random.default_rng(1)
+    reference, candidate = answers(rng, 100, 1)[0], answers(rng, 101, 1)[0]
+    network, pieces = encoded(folder, prompt, reference, [candidate])
+    seen = []
+    decoder.layers(network)[2].mlp.register_forward_pre_hook(lambda _m, x: seen.append(x[0]))
+    with torch.inference_mode():
+        decoder.last_hidden(network, row_of(pieces, network.device))
+    state = seen[0].reshape(-1)
+    width = found.tokens.shape[1]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for side, text in enumerate((candidate, reference)):
+        held = state[width + side * start.KEPT : width + (side + 1) * start.KEPT]
+        wanted = expected(found, tokenizer, text)
+        assert np.corrcoef(held, wanted)[0, 1] > 0.9
+
+
+def test_answers_of_one_policy_score_higher_also_of_one_never_seen(made):
+    folder, _ = made
+    rng, right = np.random.default_rng(2), []
     for policy in range(200, 230):
         (reference, same), (other,) = answers(rng, policy, 2), answers(rng, policy + 50, 1)
-        (ids,) = template.encode([Texts("", reference, [same, other], "pretrain")])
-        pieces = [(np.array([], int), [np.array(row) for row in ids])]
+        network, pieces = encoded(folder, "what?", reference, [same, other])
         with torch.inference_mode():
-            states = decoder.last_hidden(model.network.eval(), row_of(pieces, model.network.device))
-        near, far = states[:, differences].sum(1)
-        right.append(bool(near < far))
+            states = decoder.last_hidden(network, row_of(pieces, network.device))
+            near, far = network.score(states)[:, 0]
+        right.append(bool(near > far))
     assert np.mean(right) > 0.8, np.mean(right)
