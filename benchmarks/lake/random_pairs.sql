@@ -1,14 +1,19 @@
 -- A thousand random pairs with their texts: of 50 random prompts 20 random pairs each.
-with chosen as (select unnest($prompts::uuid[]) as prompt_id),
-drawn as (
-    select label, trajectory_a, trajectory_b
-    from pairs where prompt_id in (from chosen)
+-- DuckDB skips row groups by ranges of ids but not by lists of them, hence the filter made of text.
+-- Without `materialized` it would look for the drawn rows in all pairs again.
+with found as materialized (
+    from query('from pairs where ' || array_to_string(
+        [format('prompt_id between ''{0}'' and ''{0}''', p) for p in $prompts], ' or '))
+),
+drawn as materialized (
+    select label, trajectory_a, trajectory_b from found
     qualify row_number() over (
         partition by prompt_id order by hash(trajectory_a, trajectory_b, $seed)
     ) <= 20
 ),
-texts as (
-    select trajectory_id, text from trajectories where prompt_id in (from chosen)
+texts as materialized (
+    from query('select trajectory_id, text from trajectories where ' || array_to_string(
+        [format('prompt_id between ''{0}'' and ''{0}''', p) for p in $prompts], ' or '))
 )
 select d.label, a.text as one, b.text as other
 from drawn as d

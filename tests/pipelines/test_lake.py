@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines import ids, schemas
+from pipelines import ddl, ids, schemas
 from pipelines.errors import LakeError, QueryError
 from pipelines.ids import content_id
 from pipelines.lake import Append, Lake, Replace, Upsert
@@ -274,6 +275,23 @@ def test_files_are_sorted_for_the_questions(own_lake: Lake):
     found = [bytes(i) for i in ids.storage(pq.read_table(file)["prompt_id"]).to_pylist()]
     assert found == sorted(found)
     assert len(found) == 1500
+
+
+def test_a_prompt_is_in_one_of_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ddl, "FILE_SIZE", "100KB")
+    rng = np.random.default_rng(0)
+    raw = [bytes(row) for row in rng.integers(0, 256, (40_000, 16), dtype=np.uint8)]
+    made = [{"prompt_id": raw[n % 400], "trajectory_id": i} for n, i in enumerate(raw)]
+    with Lake.open(tmp_path) as lake:
+        lake.publish("tests", "t", [Append("trajectories", rows("trajectories", *made))])
+        maintain(lake, timedelta(0))
+    spans = []
+    for file in (tmp_path / "lake" / "data").rglob("*.parquet"):
+        found = [bytes(i) for i in ids.storage(pq.read_table(file)["prompt_id"]).to_pylist()]
+        spans.append((min(found), max(found)))
+    spans.sort()
+    assert len(spans) > 2
+    assert all(last <= first for (_, last), (first, _) in pairwise(spans))
 
 
 def test_maintenance_keeps_every_snapshot(own_lake: Lake):
