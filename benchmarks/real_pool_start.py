@@ -1,8 +1,8 @@
 """Weights to start from: a decoder that already averages two texts and compares the averages.
 
 What tells policies apart is for the most part which tokens they use how often, how they begin, and
-how long they go on. That is quickly found without a decoder: `authors` trains vectors of tokens
-whose averages over an answer and over its first ids say which policy wrote it (seconds). In those
+how long they go on. That is quickly found without a decoder: `real_pool_authors` trains vectors of
+tokens whose averages over an answer and its first ids say which policy wrote it (seconds). In those
 averages two answers of one policy are alike, and of a policy never seen as well. From random
 weights a decoder would need most of an hour to come to average the right ids and to compare; so
 that much is written down, and training goes on from there:
@@ -21,24 +21,19 @@ All other weights are random, and every one learns. No text of a held-out answer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from trainer.surface import TEXT_FEATURES, text_features
+from benchmarks.real_pool_authors import KEPT, LENGTH, Authors, authors, token_features
 from trainer.template import REWARD, SEPARATOR
 
 HEAD = 32
-AUTHORS = 40  # dimensions of a token that are learned
-KEPT = 24  # directions of the averages that are compared
 BEGIN = 7  # ids that an answer begins with, the line break before it among them
-LENGTH = 150  # ids at which the length's entry is a half
 SLOW = 15  # the pair of a head's dimensions that rotates least, with the one 16 further on
 RECENT = {2: 32.0, 3: 48.0}  # pairs that rotate by 0.1 and 0.03 an id; logits at distance 0
 OLD = 75.0  # logit of "not recent", passed at a distance of about 5
@@ -107,93 +102,13 @@ def first_weights(
     known, breaks = token_features(tokenizer)
     (line,) = tokenizer("\n", add_special_tokens=False)["input_ids"]
     rows = [[line, *row[: longest - 1]] for row in encoded]
-    found = authors(rows, policies, np.clip(known, -3, 3), breaks, seed=seed)
+    sizes = (1 - CONSTANT - BREAK * breaks) ** 0.5  # a token's squares are for its flags as well
+    found = authors(rows, policies, np.clip(known, -3, 3), sizes, early(), seed=seed)
     with torch.no_grad():
         _write(model, tokenizer, found, torch.from_numpy(breaks))
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out
-
-
-@dataclass(frozen=True)
-class Authors:
-    """Vectors of tokens whose averages tell policies apart, and the directions that do so best.
-
-    `tokens` (V, T). A direction is `whole @ average + begin @ average of the first ids, weighed by
-    early() + length * share + offset`, with matrices (K, T), vectors (K,) and LENGTH / (LENGTH +
-    ids) for the share; it has mean 0, variance 1 within policies, and `between` (K,) between them.
-    """
-
-    tokens: Tensor
-    whole: Tensor
-    begin: Tensor
-    length: Tensor
-    offset: Tensor
-    between: Tensor
-
-
-def authors(
-    rows: list[list[int]],
-    policies: np.ndarray,
-    known: np.ndarray,
-    breaks: np.ndarray,
-    *,
-    epochs: int = 3,
-    seed: int,
-) -> Authors:
-    """Train token vectors so that their averages over an answer tell its policy.
-
-    Args:
-        rows: ids of answers, each after a line break.
-        policies: (n,) whose they are.
-        known: (V, F) what each vector starts with, which stays.
-        breaks: (V,) which tokens break a line; their vectors are shorter, as in the embeddings.
-        epochs: times that every answer is seen.
-        seed: of first vectors and order.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    fixed = torch.from_numpy(known).float()
-    size = torch.from_numpy(1 - CONSTANT - BREAK * breaks).float().sqrt()[:, None]
-    learned = nn.Parameter(0.1 * torch.randn(len(known), AUTHORS, generator=generator))
-    labels = torch.from_numpy(policies).long()
-    width = fixed.shape[1] + AUTHORS
-    probe = nn.Linear(2 * width + 1, int(labels.max()) + 1)
-    nn.init.zeros_(probe.weight)
-    nn.init.zeros_(probe.bias)
-    optimiser = torch.optim.AdamW(
-        [{"params": [learned], "lr": 3e-2}, {"params": probe.parameters(), "lr": 1e-2}],
-        weight_decay=0,
-    )
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.5)
-    wholes, begins = _Bags(rows), _Bags([row[:BEGIN] for row in rows], early())
-    share = LENGTH / (LENGTH + wholes.sizes.float())
-    middle, spread = share.mean(), share.std().clamp(min=1e-3)
-
-    def tokens() -> Tensor:
-        every = torch.cat([fixed, learned], dim=1)
-        return size * every / every.square().mean(1, keepdim=True).sqrt()
-
-    def sides(some: Tensor, vectors: Tensor) -> Tensor:
-        length = (share[some] - middle) / spread
-        both = [wholes.averages(some, vectors), begins.averages(some, vectors)]
-        return torch.cat([*both, length[:, None]], dim=1)
-
-    full = torch.nonzero(wholes.sizes > 0).squeeze(1)
-    for _ in range(epochs):
-        for some in full[torch.randperm(len(full), generator=generator)].split(256):
-            told = probe(sides(some, tokens()))
-            functional.cross_entropy(told, labels[some]).backward()
-            optimiser.step()
-            optimiser.zero_grad()
-        schedule.step()
-    with torch.no_grad():
-        vectors = tokens()
-        x = torch.cat([sides(some, vectors) for some in full.split(4096)])
-        best, between = _directions(x, labels[full])
-        whole, begin, length = best.split([width, width, 1], dim=1)
-        length = length[:, 0] / spread
-        offset = -best @ x.mean(0) - length * middle
-    return Authors(vectors, whole, begin, length, offset, between)
 
 
 def early() -> Tensor:
@@ -205,53 +120,6 @@ def early() -> Tensor:
     logits = [logit * torch.cos(10 ** (-pair / 2) * distance) for pair, logit in RECENT.items()]
     recent = torch.sigmoid(torch.stack(logits).sum(0) - OLD)
     return (SURE * (recent - 1)).exp()
-
-
-class _Bags:
-    """Rows of ids, of which some are averaged at a time, each id by the weight of its place."""
-
-    def __init__(self, rows: list[list[int]], weights: Tensor | None = None) -> None:
-        self.flat = torch.from_numpy(np.concatenate(rows)).long()
-        ends = np.cumsum([len(row) for row in rows])
-        self.starts = torch.from_numpy(np.r_[0, ends[:-1]])
-        self.sizes = torch.from_numpy(np.diff(np.r_[0, ends]))
-        places = torch.cat([torch.arange(len(row)) for row in rows])
-        self.weights = torch.ones(len(self.flat)) if weights is None else weights[places]
-        self.totals = torch.zeros(len(rows)).index_add_(
-            0, torch.repeat_interleave(self.sizes), self.weights
-        )
-
-    def averages(self, some: Tensor, vectors: Tensor) -> Tensor:
-        """Mean vector (n, T) of each row's ids."""
-        sizes = self.sizes[some]
-        spans = zip(self.starts[some].tolist(), sizes.tolist(), strict=True)
-        at = torch.cat([torch.arange(start, start + size) for start, size in spans])
-        offsets = functional.pad(sizes.cumsum(0)[:-1], (1, 0))
-        ids, weights = self.flat[at], self.weights[at]
-        sums = functional.embedding_bag(
-            ids, vectors, offsets, mode="sum", per_sample_weights=weights
-        )
-        return sums / self.totals[some, None]
-
-
-def _directions(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The `KEPT` directions with most variance between policies for a variance of 1 within.
-
-    Source: linear discriminant analysis (Rao, 1948), with a little added to the diagonal.
-
-    Returns:
-        Directions (K, F), and their variances between policies (K,).
-    """
-    counts = torch.bincount(labels)
-    middles = torch.zeros(len(counts), x.shape[1]).index_add_(0, labels, x)
-    middles /= counts.clamp(min=1)[:, None]
-    inside = x - middles[labels]
-    within = inside.T @ inside / len(x)
-    within += 0.03 * within.diagonal().mean() * torch.eye(len(within))
-    sizes, axes = torch.linalg.eigh(within)
-    whiten = axes * sizes.rsqrt()
-    found, turned = torch.linalg.eigh(whiten.T @ torch.cov(middles[counts > 0].T) @ whiten)
-    return (whiten @ turned[:, -KEPT:]).T, found[-KEPT:].clamp(min=1e-3)
 
 
 def _write(model: Any, tokenizer: Any, found: Authors, breaks: Tensor) -> None:
@@ -308,15 +176,11 @@ def _write(model: Any, tokenizer: Any, found: Authors, breaks: Tensor) -> None:
     halves = {bos: SURE * early_only, separator: 2 * SURE * both}
     _look(one, 0, (constant, size), {newline: SURE, after: SURE, **halves})
     carry(one, 0, [bos, separator], lines)
-    steps = {prompt: (0.6, 0.9), first: (0.4, 0.48)}
-    row = 0
-    for target, (low, high) in steps.items():
-        for sign, at in ((1.0, low), (-1.0, high)):  # a ramp from 0 at low to 1 at high
-            _ramp(one, row, lines, constant, size, at, target, sign * FLAG / (high - low))
-            row += 1
-    for sign, at in ((-1.0, 0.6), (1.0, 0.9)):
-        _ramp(one, row, lines, constant, size, at, first, sign * FLAG / 0.3)
-        row += 1
+    ramps = ((prompt, 1.0, 0.6, 0.9), (first, 1.0, 0.4, 0.48), (first, -1.0, 0.6, 0.9))
+    for number, (target, sign, low, high) in enumerate(ramps):  # from 0 at low to sign at high
+        slope = sign * FLAG / (high - low)
+        _ramp(one, 2 * number, lines, constant, size, low, target, slope)
+        _ramp(one, 2 * number + 1, lines, constant, size, high, target, -slope)
 
     scored = (reward, size)
     read = torch.zeros(KEPT, hidden)
@@ -419,15 +283,3 @@ def _ramp(
     mlp.up_proj.weight[row, constant] = 1 / size[constant]
     mlp.down_proj.weight[:, row] = 0
     mlp.down_proj.weight[target, row] = slope / steep
-
-
-def token_features(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """What the spelling of each token says, (V, F), standardised; and whether it breaks a line."""
-    spelled = [tokenizer.decode([i]) for i in range(len(tokenizer))]
-    stripped = [text.strip() for text in spelled]
-    lengths = np.array([[len(t), len(t.split()), t.startswith(" ")] for t in spelled], float)
-    ends = np.array([[s[:1].isupper(), s.isupper() and len(s) > 1] for s in stripped], float)
-    features = np.column_stack([text_features(spelled)[:, 6 : len(TEXT_FEATURES)], lengths, ends])
-    features -= features.mean(axis=0)
-    features /= np.maximum(features.std(axis=0), 1e-6)
-    return features, np.array(["\n" in text for text in spelled], float)

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks import real_pool_start as start
+from benchmarks.real_pool_authors import KEPT, LENGTH, authors, token_features
 from trainer import decoder
 from trainer.language_model import train_tokenizer
 from trainer.model import RewardModel
@@ -31,13 +32,14 @@ def made(tmp_path_factory):
     policies = np.repeat(np.arange(60), 12)
     texts = [text for policy in range(60) for text in answers(rng, policy, 12)]
     tokenizer = train_tokenizer([*texts, "what?\n\n"], 500, folder / "tokenizer", context=1024)
-    sizes = {"hidden": 256, "layers": 3, "intermediate": 256, "context": 1024, "longest": 128}
-    start.first_weights(tokenizer, folder / "start", texts, policies, **sizes)
+    shape = {"hidden": 256, "layers": 3, "intermediate": 256, "context": 1024, "longest": 128}
+    start.first_weights(tokenizer, folder / "start", texts, policies, **shape)
     network = AutoTokenizer.from_pretrained(tokenizer)
-    known, breaks = start.token_features(network)
+    known, breaks = token_features(network)
     lines = network([f"\n{text}" for text in texts], add_special_tokens=False)["input_ids"]
     rows = [row[:128] for row in lines]
-    found = start.authors(rows, policies, np.clip(known, -3, 3), breaks, seed=0)
+    sizes = (1 - start.CONSTANT - start.BREAK * breaks) ** 0.5
+    found = authors(rows, policies, np.clip(known, -3, 3), sizes, start.early(), seed=0)
     return folder / "start", found
 
 
@@ -54,8 +56,8 @@ def expected(found, tokenizer, text):
     """What the averages of an answer are in the kept directions."""
     ids = torch.tensor(tokenizer("\n" + text, add_special_tokens=False)["input_ids"])
     vectors, early = found.tokens[ids], start.early()
-    share = start.LENGTH / (start.LENGTH + len(ids))
-    begin = early @ vectors[: start.BEGIN] / early.sum()
+    share = LENGTH / (LENGTH + len(ids))
+    begin = early @ vectors[: len(early)] / early.sum()
     return found.whole @ vectors.mean(0) + found.begin @ begin + found.length * share + found.offset
 
 
@@ -73,7 +75,7 @@ def test_the_scored_id_holds_the_averages_of_both_answers_and_none_of_the_prompt
     width = found.tokens.shape[1]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for side, text in enumerate((candidate, reference)):
-        held = state[width + side * start.KEPT : width + (side + 1) * start.KEPT]
+        held = state[width + side * KEPT : width + (side + 1) * KEPT]
         wanted = expected(found, tokenizer, text)
         assert np.corrcoef(held, wanted)[0, 1] > 0.9
 
