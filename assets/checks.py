@@ -86,6 +86,11 @@ _SQL: tuple[tuple[str, str, str, str], ...] = (
      _resolve("trajectories", prompt_id="prompts", policy_id="policies")),
     ("trajectories", "nothing_lost", "What was wanted or read is there or counted with its reason.",
      f"{_balanced('ingest')} union all {_balanced('rollouts')}"),
+    ("trajectories", "summed", "Their sums by policy say what the answers themselves say.",
+     "select * from (select policy_id, count(*) as answers, sum(original_length) as characters "
+     "from trajectories group by all) full join (select policy_id, trajectories, "
+     "s.characters as summed from answer_sums as s where trajectories > 0) using (policy_id) "
+     "where answers is distinct from trajectories or characters is distinct from summed"),
     ("duplicates", "references_resolve", "Every trajectory named exists.",
      _resolve("duplicates", trajectory_id="trajectories")),
     ("duplicates", "nothing_lost", "What went in came out or is counted.", _balanced("dedup")),

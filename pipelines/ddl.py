@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipelines.attach import plain, quoted
 from pipelines.errors import LakeError
 from pipelines.schemas import TABLES, Column, Table
+from pipelines.sums import SUMS
 from pipelines.views import VIEWS
 
 _TYPES = {
@@ -57,10 +58,12 @@ def missing(con: duckdb.DuckDBPyConnection) -> list[str]:
             f"call lake.set_option('target_file_size', '{FILE_SIZE}')",
         ]
     sizes = _row_groups(con)
+    absent: list[str] = []
     faults: list[str] = []
     for table in TABLES.values():
         if table.name not in present:
             statements += _create(table)
+            absent.append(table.name)
             continue
         if table.row_group != sizes.get(table.name):  # a table must be there to have options
             statements.append(
@@ -85,6 +88,8 @@ def missing(con: duckdb.DuckDBPyConnection) -> list[str]:
             "Use that version, or begin a new lake under another POLAR_HOME"
         )
         raise LakeError(msg)
+    if present:  # a lake from before a table of sums has rows to sum
+        statements += [sql for name in absent if name in SUMS for sql in SUMS[name].updates]
     for view in VIEWS.values():
         if comments.get(view.name) != view.comment:
             statements.append(f'create or replace view "{view.name}" as {view.sql}')

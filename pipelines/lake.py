@@ -24,7 +24,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import ddl, locks
+from pipelines import ddl, locks, sums
 from pipelines.attach import (
     CATALOG,
     DATA,
@@ -159,6 +159,7 @@ class Lake:
             else:
                 source = _files(change.data)
             statements += _statements(change, source)
+        statements += sums.updates({change.table for change in changes})
         try:
             with self.turn(), _named(self._con, rows):
                 self.commit(author, message, statements)
@@ -306,6 +307,10 @@ def _check(change: Change) -> None:
     table = TABLES.get(change.table)
     if table is None:
         msg = f"the lake has no table {change.table!r}; it has {', '.join(TABLES)}"
+        raise LakeError(msg)
+    if kept := sums.SUMS.get(table.name):
+        of = ", ".join(sorted(kept.of))
+        msg = f"{table.name} is summed by publish itself; publish what it sums: {of}"
         raise LakeError(msg)
     if isinstance(change.data, pa.Table):
         given = {"the rows": change.data.schema}

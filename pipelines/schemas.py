@@ -223,6 +223,29 @@ PAIR_SUMS = Table(
     ("source", "policy_a", "policy_b"),
 )
 
+ANSWER_SUMS = Table(
+    "answer_sums",
+    ("policy_id",),
+    "Answers summed by their policy: kept by every publish, and read instead of them.",
+    (
+        _c("policy_id", UUID, "the policy"),
+        _c("prompts", LONG, "prompts that it answered"),
+        _c("trajectories", LONG, "answers"),
+        _c("characters", LONG, "of all answers, before any cut"),
+        _c("tokens", LONG, "of all answers whose tokens are known"),
+        _c("counted", LONG, "answers whose tokens are known"),
+        _c("empty", LONG, "answers flagged empty"),
+        _c("loop", LONG, "flagged loop"),
+        _c("truncated", LONG, "flagged truncated"),
+        _c("refusal", LONG, "flagged refusal"),
+        _c("other_language", LONG, "flagged other_language"),
+        _c("repeated", LONG, "answers in a duplicate cluster within their prompt"),
+        _c("correct", LONG, "answers found correct"),
+        _c("checked", LONG, "answers that could be checked"),
+    ),
+    ("policy_id",),
+)
+
 GROUPS = Table(
     "groups",
     ("group_id",),
@@ -340,6 +363,7 @@ TABLES: dict[str, Table] = {
         PROMPTS,
         TRAJECTORIES,
         DUPLICATES,
+        ANSWER_SUMS,
         PAIRS,
         PAIR_SUMS,
         GROUPS,

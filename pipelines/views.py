@@ -78,21 +78,18 @@ POOL_OVERVIEW = View(
     """
     select p.policy_id, p.source, p.name, p.policy_group, p.family, p.kind, p.lineage_step,
            p.split,
-           count(distinct t.prompt_id) as prompts,
-           count(t.trajectory_id) as trajectories,
-           avg(t.original_length) as mean_characters,
-           avg(t.tokens) as mean_tokens,
-           avg(list_contains(t.flags, 'empty')::int) as empty,
-           avg(list_contains(t.flags, 'loop')::int) as loop,
-           avg(list_contains(t.flags, 'truncated')::int) as truncated,
-           avg(list_contains(t.flags, 'refusal')::int) as refusal,
-           avg(list_contains(t.flags, 'other_language')::int) as other_language,
-           count(d.trajectory_id) / nullif(count(t.trajectory_id), 0) as repeated,
-           avg(t.correct::int) as correct
-    from policies as p
-    left join trajectories as t on t.policy_id = p.policy_id
-    left join duplicates as d on d.trajectory_id = t.trajectory_id and d.scope = 'prompt'
-    group by all
+           coalesce(s.prompts, 0) as prompts,
+           coalesce(s.trajectories, 0) as trajectories,
+           s.characters / nullif(s.trajectories, 0) as mean_characters,
+           s.tokens / nullif(s.counted, 0) as mean_tokens,
+           s.empty / nullif(s.trajectories, 0) as empty,
+           s.loop / nullif(s.trajectories, 0) as loop,
+           s.truncated / nullif(s.trajectories, 0) as truncated,
+           s.refusal / nullif(s.trajectories, 0) as refusal,
+           s.other_language / nullif(s.trajectories, 0) as other_language,
+           s.repeated / nullif(s.trajectories, 0) as repeated,
+           s.correct / nullif(s.checked, 0) as correct
+    from policies as p left join answer_sums as s on s.policy_id = p.policy_id
     """,
 )
 

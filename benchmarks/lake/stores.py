@@ -15,6 +15,7 @@ import duckdb
 from pipelines.attach import connect, quoted
 from pipelines.ddl import sql_type
 from pipelines.schemas import TABLES
+from pipelines.sums import SUMS as KEPT
 from pipelines.views import VIEWS
 
 THREADS, MEMORY = 2, "4GB"
@@ -44,6 +45,7 @@ def opened(store: str, root: Path) -> duckdb.DuckDBPyConnection:
     for table in (*PLAIN, *PARTITIONED):
         con.execute(f"create view {table} as from {_source(store, folder, table)}")
     con.execute(f"create view pair_sums as {SUMS}")
+    con.execute(f"create view answer_sums as {KEPT['answer_sums'].sql}")
     for view in VIEWED:
         con.execute(f"create view {view} as {VIEWS[view].sql}")
     return con
