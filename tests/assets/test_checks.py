@@ -84,6 +84,7 @@ BAD: dict[tuple[str, str], tuple[list[Change], str]] = {
     ("prompts", "one_side"): (add("prompts", prompt_group="north", split="test"), "north"),
     ("trajectories", "references_resolve"): (add("trajectories", prompt_id=P), WRITTEN),
     ("trajectories", "nothing_lost"): (uncounted("rollouts"), "astray"),
+    ("trajectories", "summed"): (add("trajectories", policy_id=P), "answers=1"),
     ("duplicates", "references_resolve"): (add("duplicates", trajectory_id=P), WRITTEN),
     ("duplicates", "nothing_lost"): (uncounted("dedup"), "astray"),
     ("pairs", "references_resolve"): (add("pairs", prompt_id=P), WRITTEN),
