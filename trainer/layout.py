@@ -134,7 +134,7 @@ def precision(network: PreTrainedModel, name: str) -> Iterator[None]:
     On a CPU the fused attention is slower in bf16 than in fp32, above all backwards, so there
     attention stays in fp32: 1.5 times the pairs a second for a model of width 128.
     """
-    if name == "fp32" or (name == "auto" and not _fast_bf16(network.device)):
+    if name == "fp32" or (name == "auto" and not fast_bf16(network.device)):
         yield
         return
     before = network.config._attn_implementation
@@ -149,7 +149,8 @@ def precision(network: PreTrainedModel, name: str) -> Iterator[None]:
             network.set_attn_implementation(before)
 
 
-def _fast_bf16(device: torch.device) -> bool:
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16; elsewhere it is slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()

@@ -3,12 +3,12 @@
     python benchmarks/train/bench.py [--data ../shared/data/open] [--home DIR] [--quick]
 
 One Llama from random weights (10 M parameters), real triples of `oasst_sampling`, ids made
-beforehand, bf16 autocast, both cores. Every contender is a process in an environment of its own
-and they take turns; a repeat is a step to warm up and two timed steps of 21 pairs. All run the same
-pairs. TRL runs them in random order and, as grouping by length would, sorted over all repeats
-(short with short, long with long), each at the fastest settings found; a ratio is against the
-faster of the two. Environments are made in the home on the first run (TRL's has 1.5 GB). The last
-line is JSON.
+beforehand, both cores, all in bf16 autocast where the CPU has bf16 and in fp32 elsewhere. Every
+contender is a process in an environment of its own and they take turns; a repeat is a step to warm
+up and two timed steps of 21 pairs. All run the same pairs. TRL runs them in random order and, as
+grouping by length would, sorted over all repeats (short with short, long with long), each at the
+fastest settings found; a ratio is against the faster of the two. Environments are made in the home
+on the first run (TRL's has 1.5 GB). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import triples
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from trainer.language_model import train_tokenizer
+from trainer.layout import fast_bf16
 from trainer.template import Limits, Template, Texts
 
 HERE = Path(__file__).parent
@@ -148,14 +149,16 @@ def encode(template: Template, drawn: list[triples.Triples]) -> list[triples.Seq
 class Race:
     """The contenders, and what they did."""
 
-    def __init__(self, contenders: dict[str, Contender], threads: int, quick: bool) -> None:
-        self.contenders, self.threads = contenders, threads
+    def __init__(
+        self, contenders: dict[str, Contender], threads: int, precision: str, quick: bool
+    ) -> None:
+        self.contenders, self.threads, self.bf16 = contenders, threads, precision == "bf16"
         self.ladder = LADDER[:1] if quick else LADDER
         self.settings: dict[bool, dict[str, Any]] = {}
 
-    def train(self, name: str, steps: list[Any], bf16: bool = True, **options: Any) -> Any:
+    def train(self, name: str, steps: list[Any], **options: Any) -> Any:
         """Run steps on a contender; TRL's and the padded loop's are pairs."""
-        options = {"threads": self.threads, "lr": 1e-4, "bf16": bf16, **options}
+        options = {"threads": self.threads, "lr": 1e-4, "bf16": self.bf16, **options}
         return self.contenders[name].run("train", steps, **options)
 
     def search(self, steps: dict[bool, list[Any]]) -> None:
@@ -252,7 +255,7 @@ class Race:
             scores = {}
             for name, mine in turns.items():
                 contender = self.contenders["ours" if name == "ours" else "padded"]
-                found = contender.run("score", mine, threads=self.threads, bf16=True)
+                found = contender.run("score", mine, threads=self.threads, bf16=self.bf16)
                 rates[name].append(len(every) / found["seconds"])
                 scores[name] = np.array(found["scores"])
             apart = max(apart, float(np.abs(scores["ours"] - scores["padded"]).max()))
@@ -263,7 +266,7 @@ class Race:
         return {
             "candidates_per_s": {name: round(value, 1) for name, value in medians.items()},
             "ratio_vs_padded": round(medians["ours"] / best, 2),
-            "largest_difference_bf16": apart,
+            "largest_difference": apart,
         }
 
 
@@ -282,6 +285,7 @@ def main() -> None:
     parser.add_argument("--environments", help="the peers' environments (default: in the home)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--curve-steps", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="small and unmeasured: does it run?")
     options = parser.parse_args()
@@ -290,6 +294,9 @@ def main() -> None:
     environments = Path(options.environments or folder / "environments").resolve()
     pythons = {"ours": sys.executable, **{p: python_of(p, environments) for p in PEERS}}
 
+    precision = options.precision
+    if precision == "auto":
+        precision = "bf16" if fast_bf16(torch.device("cpu")) else "fp32"
     few = 1 if options.quick else 3
     count = {2: 1 if options.quick else options.repeats}
     count |= {4: count[2], 8: min(count[2], few)}
@@ -315,11 +322,11 @@ def main() -> None:
         name: Contender(pythons[name], script, folder / "model", folder / f"{name}.log")
         for name, script in scripts.items()
     }
-    race = Race(contenders, options.threads, options.quick)
+    race = Race(contenders, options.threads, precision, options.quick)
     results: dict[str, Any] = {}
     try:
         race.contenders["ours"].run(
-            "score", ready["mixed_k4"][0][:1], threads=options.threads, bf16=True
+            "score", ready["mixed_k4"][0][:1], threads=options.threads, bf16=race.bf16
         )
         first = [[p for g in s for p in triples.pairs(g)] for s in ready["mixed_k4"][0]]
         race.search({False: first[:2], True: [first[0], triples.by_length([first[1:]])[0][0]]})
@@ -338,6 +345,7 @@ def main() -> None:
     settings = {"random": race.settings[False], "sorted": race.settings[True]}
     run = {
         "threads": options.threads,
+        "precision": precision,
         "quick": options.quick,
         "seconds": round(time.perf_counter() - BEGAN),
     }
