@@ -246,6 +246,19 @@ ANSWER_SUMS = Table(
     ("policy_id",),
 )
 
+PROMPT_SUMS = Table(
+    "prompt_sums",
+    ("prompt_id", "cell", "label"),
+    "Pairs summed by their prompt: kept by every publish, and read instead of them.",
+    (
+        _c("prompt_id", UUID, "the prompt"),
+        _c("cell", TEXT, "seen, new_policy, new_prompt or both_new"),
+        _c("label", TEXT, "same_policy, cross_policy or ambiguous"),
+        _c("pairs", LONG, "how many"),
+    ),
+    ("prompt_id",),
+)
+
 GROUPS = Table(
     "groups",
     ("group_id",),
@@ -366,6 +379,7 @@ TABLES: dict[str, Table] = {
         ANSWER_SUMS,
         PAIRS,
         PAIR_SUMS,
+        PROMPT_SUMS,
         GROUPS,
         PREFERENCES,
         CHECKPOINTS,

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from pipelines.schemas import ANSWER_SUMS, POLICIES, Table
+from pipelines.schemas import ANSWER_SUMS, PAIRS, POLICIES, PROMPT_SUMS, Table
 
 
 @dataclass(frozen=True)
 class Sums:
-    """A table that is the result of a query over others: a row for each row of `each`."""
+    """A table that is the result of a query over others: one row for each key in `each`."""
 
     table: Table
     each: Table
@@ -31,7 +31,7 @@ class Sums:
         keys = ", ".join(self.table.key)
         return [
             f"delete from {self.table.name} where ({keys}) not in "
-            f"(select {keys} from {self.each.name})",
+            f"(select distinct {keys} from {self.each.name})",
             f"merge into {self.table.name} as old using ({self.sql}) as new on {match} "
             f"when matched and {old} is distinct from {new} "
             f"then update set {', '.join(f'{value} = new.{value}' for value in values)} "
@@ -66,6 +66,15 @@ SUMS: dict[str, Sums] = {
             left join trajectories as t on t.policy_id = p.policy_id
             left join duplicates as d on d.trajectory_id = t.trajectory_id and d.scope = 'prompt'
             group by p.policy_id
+            """,
+        ),
+        Sums(
+            PROMPT_SUMS,
+            PAIRS,
+            frozenset({"pairs"}),
+            """
+            select prompt_id, cell, label, count(*) as pairs
+            from pairs group by prompt_id, cell, label
             """,
         ),
     )

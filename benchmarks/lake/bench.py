@@ -35,7 +35,7 @@ from pipelines.maintenance import maintain
 HERE = Path(__file__).parent
 KEYED = ("one_policy", "one_prompt", "random_pairs")
 QUERIES = (*KEYED, *sorted({file.stem for file in HERE.glob("*.sql")} - {*KEYED}))
-KEYS, PROMPTS = 50, 50
+KEYS, PROMPTS = 50, 25
 
 
 def build(root: Path, options: argparse.Namespace) -> None:

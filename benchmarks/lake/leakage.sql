@@ -8,8 +8,7 @@ where a.split <> b.split or (a.split = 'test') <> (s.cell in ('new_policy', 'bot
 having sum(s.pairs) > 0
 union all
 select 'a prompt not on the side of its pairs', sum(p.pairs)
-from (select prompt_id, cell, count(*) as pairs from pairs group by prompt_id, cell) as p
-join prompts as q on q.prompt_id = p.prompt_id
+from prompt_sums as p join prompts as q on q.prompt_id = p.prompt_id
 where (q.split = 'test') <> (p.cell in ('new_prompt', 'both_new'))
 having sum(p.pairs) > 0
 union all

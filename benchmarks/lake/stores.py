@@ -45,7 +45,8 @@ def opened(store: str, root: Path) -> duckdb.DuckDBPyConnection:
     for table in (*PLAIN, *PARTITIONED):
         con.execute(f"create view {table} as from {_source(store, folder, table)}")
     con.execute(f"create view pair_sums as {SUMS}")
-    con.execute(f"create view answer_sums as {KEPT['answer_sums'].sql}")
+    for table, kept in KEPT.items():
+        con.execute(f"create view {table} as {kept.sql}")
     for view in VIEWED:
         con.execute(f"create view {view} as {VIEWS[view].sql}")
     return con
