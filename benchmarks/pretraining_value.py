@@ -4,10 +4,11 @@
     python -m benchmarks.pretraining_value [--pretrained FOLDER] [--start FOLDER] [--minutes 600]
 
 Three arms are fine-tuned on the same judgements and measured on the same others: from the
-pre-trained checkpoint of `bench-real-pool`, from the weights which that was pre-trained from, and
-from those without a reference. Five folds by prompt group, 50, 200 or all judgements to learn from,
-three seeds. Rulers are fitted on the same judgements. Accuracy is the mean over sources, so a large
-source does not outweigh a small one; intervals resample prompt groups.
+pre-trained checkpoint of `bench-real-pool`, from random weights of the same shape (all that this
+checkpoint knows it has from the pool's answers), and from those without a reference. Five folds by
+prompt group, 50, 200 or all judgements to learn from, three seeds. Rulers are fitted on the same
+judgements. Accuracy is the mean over sources, so a large source does not outweigh a small one;
+intervals resample prompt groups.
 
 Every fine-tuning leaves its outcomes in POLAR_HOME/pretraining-value and is not made again: stop it
 whenever you like. The last line is JSON; the table is written to `table.md` there.
@@ -22,16 +23,18 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from assets.home import PROJECT, polar_home
 from benchmarks.pretraining_value_items import FOLDS, Judgement, groups_of, read_judgements
-from benchmarks.real_pool_recipe import PHASES
+from benchmarks.real_pool_recipe import LIMITS, PHASES
 from trainer.comparisons import compare, read_rows
 from trainer.loop import train
 from trainer.own import fitting
@@ -46,7 +49,6 @@ SEEDS = (0, 1, 2)
 RATE = 5e-4
 FEW = 20
 """A source with fewer judgements of a kind does not count in the mean over sources."""
-LENGTHS = {"max_length": 1156, "max_response_length": 512}
 PAPER = {  # Table 13, averages: full, without pre-training, without pre-training and reference
     "POLAR-1.8B": (74.0, 72.6, 63.3),
     "POLAR-7B": (76.3, 76.5, 70.8),
@@ -71,8 +73,9 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     judgements, counts = read_judgements(given.data)
     print(dict(sorted(counts.items())), file=sys.stderr)
-    key = identity(given.pretrained, given.start)
-    folder = polar_home() / "pretraining-value" / key
+    home = polar_home() / "pretraining-value"
+    given.start = given.start or untrained(given.pretrained, home / "untrained")
+    folder = home / identity(given.pretrained, given.start)
     folder.mkdir(parents=True, exist_ok=True)
     began, parts = time.monotonic(), list(all_parts())
     for number, part in enumerate(parts):
@@ -96,10 +99,19 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=PROJECT.parent / "shared/data/open")
     parser.add_argument("--pretrained", type=Path, default=home / PHASES[-1].name)
-    parser.add_argument("--start", type=Path, default=home / "start")
+    parser.add_argument("--start", type=Path, help="weights of the arms that are not pre-trained")
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser
+
+
+def untrained(pretrained: Path, out: Path) -> Path:
+    """Write random weights of a checkpoint's shape, with its tokenizer."""
+    torch.manual_seed(0)
+    network = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(pretrained))
+    network.save_pretrained(out)
+    AutoTokenizer.from_pretrained(pretrained).save_pretrained(out)
+    return out
 
 
 def identity(*folders: Path) -> str:
@@ -155,7 +167,7 @@ def run(
         shutil.rmtree(out, ignore_errors=True)
         pq.write_table(training, groups)
         width = json.loads((start / "config.json").read_text())["hidden_size"]
-        changes = {"lr": RATE, "seed": part.seed, "log_every": 10, **LENGTHS}
+        changes = {"lr": RATE, "seed": part.seed, "log_every": 10, **asdict(LIMITS)}
         settings = fitting(len(own), width).model_copy(update=changes)
         train([groups], start, out, settings, stage="finetune")
         scores = np.array(Scorer.load(out).score_groups(evaluation))
