@@ -63,6 +63,8 @@ def connect(
     try:
         for name in ("ducklake", "sqlite_scanner"):
             con.execute(f"load {quoted(str(_extension(name)))}")
+        if read_only:  # a lake's files never change; what a writer reads besides may
+            con.execute("set parquet_metadata_cache = true")
         use(con, home, "lake", read_only=read_only, snapshot=snapshot)
     except BaseException:
         con.close()
