@@ -220,7 +220,10 @@ def prompt_clusters(
 
     An edge between two texts holds in each prompt that has both.
     """
-    own = np.flatnonzero(in_prompt == np.arange(len(in_prompt)))  # each (prompt, text) once
+    joined = np.zeros(len(text), np.bool_)
+    joined[edges] = True
+    # Each (prompt, text) once, where the text has an edge.
+    own = np.flatnonzero((in_prompt == np.arange(len(in_prompt))) & joined[text])
     where = [pa.array(text[own]), pa.array(prompt[own]), pa.array(own)]
     found = (
         pa.table({"left": edges[:, 0], "right": edges[:, 1]})

@@ -31,6 +31,7 @@ from pipelines.near import (
     DedupSettings,
     Entries,
     candidates,
+    distinct,
     entry_keys,
     pack,
     save_run,
@@ -233,9 +234,10 @@ def find_more(
         old_key, old_text = _members(known.runs, band, partial(_spans, wanted=key))
         before.append(pairs(old_key, old_text))
         after.append(pairs(np.append(old_key, key), np.append(old_text, text)))
-    had, has = (np.unique(np.concatenate(found)) for found in (before, after))
+    had, has = (distinct(np.concatenate(found)) for found in (before, after))
     edges = pack(known.edges[:, 0], known.edges[:, 1])
-    lost = np.intersect1d(np.setdiff1d(had, has), edges)
+    gone = np.setdiff1d(had, has, assume_unique=True)
+    lost = np.intersect1d(gone, edges, assume_unique=True)
     if len(lost):
         asked = np.unique(unpack(lost))
         runs = [*known.runs, known.runs_folder]
@@ -244,9 +246,10 @@ def find_more(
             wanted = np.unique(key[np.isin(text, asked)])
             mine = np.isin(key, wanted)
             lost = np.setdiff1d(lost, pairs(key[mine], text[mine]))
-    fresh = np.setdiff1d(has, had)
+    fresh = np.setdiff1d(has, had, assume_unique=True)
     near = verify(row_of[unpack(fresh)], parts, settings.threshold)
-    return unpack(np.union1d(np.setdiff1d(edges, lost), fresh[near]))
+    left = np.setdiff1d(edges, lost, assume_unique=True)
+    return unpack(distinct(np.append(left, fresh[near])))
 
 
 def _new_keys(

@@ -182,7 +182,7 @@ def _band_stage(
         key, text = key[order], text[order]
         if runs is not None:
             save_run(runs, band, shard, key, text)
-        packed = np.unique(pack(*candidates(key, text, settings.bucket_limit)))
+        packed = distinct(pack(*candidates(key, text, settings.bucket_limit)))
         add("candidates sent", len(packed))
         owner = (packed >> np.uint64(32)) * np.uint64(shards) // np.uint64(max(texts, 1))
         for s in range(shards):
@@ -216,7 +216,7 @@ def _verify_stage(
         files = sorted((scratch / "candidates" / str(shard)).glob("*.npy"))
         found = [np.load(file) for file in files]
         add("candidates", sum(map(len, found)))
-        packed = np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
+        packed = distinct(np.concatenate([np.zeros(0, np.uint64), *found]))
         pairs = unpack(packed)
         near = verify(row_of[pairs], [Path(part) for part in parts], settings.threshold)
         np.save(scratch / "near" / f"{shard:04d}.npy", packed[near])
@@ -305,6 +305,15 @@ def verify(rows: np.ndarray, parts: Sequence[Path], threshold: float) -> np.ndar
 def pack(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Pairs of texts as one number each, uint64 (pairs,), in the same order."""
     return (left.astype(np.uint64) << np.uint64(32)) | right.astype(np.uint64)
+
+
+def distinct(packed: np.ndarray) -> np.ndarray:
+    """The distinct ones of packed pairs, ascending.
+
+    `np.unique` hashes, which for numbers like these takes up to thirty times as long.
+    """
+    packed = np.sort(packed)
+    return packed[np.append(True, packed[1:] != packed[:-1])[: len(packed)]]
 
 
 def unpack(packed: np.ndarray) -> np.ndarray:

@@ -139,7 +139,8 @@ def join_signatures(parts: Sequence[Path], settings: MinHashSettings, file: Path
     """Write the signatures of all parts into one Parquet file."""
     partial = file.with_suffix(".tmp")
     schema = minhash.signatures_schema(settings)
-    with pq.ParquetWriter(partial, schema, compression="none", use_dictionary=False) as writer:
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    with pq.ParquetWriter(partial, schema, **options) as writer:
         for part in parts:
             writer.write_table(read_signatures(part), row_group_size=BATCH_ROWS)
     partial.replace(file)
