@@ -141,7 +141,6 @@ def duplicates(
         )
         report = progress_of(context, workspace)
         result = dedup([texts], settings, work, report, index=index)
-        shutil.copyfile(result.signatures, workspace.signatures_file)
         snapshot = lake.publish(
             AUTHOR,
             f"duplicates: {result.duplicates.num_rows:,} members of clusters",
@@ -196,7 +195,7 @@ def pairs(
     work = fresh_work(workspace, "pairs")
     with workspace.lake() as lake:
         sources = sources_of(workspace)
-        answers = lake.copy(input_sql(sources, workspace.signatures_file), work / "answers.parquet")
+        answers = lake.copy(input_sql(sources, workspace.signatures), work / "answers.parquet")
         result = make_pairs(
             work / "answers.parquet",
             workspace.config.pairs,
@@ -353,7 +352,7 @@ def find_similar(workspace: Workspace, text: str, top: int) -> list[dict[str, An
                 f"join policies y using (policy_id) where t.trajectory_id in ({named})"
             )
 
-        found = similar(text, workspace.signatures_file, top=top, texts=looked_up)
+        found = similar(text, workspace.signatures, top=top, texts=looked_up)
         rows = {r["trajectory_id"]: r for r in looked_up(found["trajectory_id"]).to_pylist()}
     return [
         {**row, "trajectory_id": str(key), **{n: rows[key][n] for n in ("policy", "text")}}

@@ -132,7 +132,7 @@ _COMMON = (
         upstream=("trajectories",),
         code=("pipelines.dedup",),
         settings=_section("dedup"),
-        files=lambda w: [w.home / CATALOG, w.signatures_file],
+        files=lambda w: [w.home / CATALOG, w.signatures],
     ),
     Stage(
         name="pairs",

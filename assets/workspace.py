@@ -199,11 +199,6 @@ class Workspace:
         return self.home / "staging" / self.config.name
 
     @property
-    def signatures_file(self) -> Path:
-        """MinHash signatures of this configuration's answers, for `pairs` and `polar similar`."""
-        return self.work_dir / "signatures.parquet"
-
-    @property
     def places(self) -> Places:
         """Where prompt files and tokenizers are looked for."""
         return Places(base=self.config_path.parent, policies=self.policies_dir)
@@ -212,6 +207,11 @@ class Workspace:
     def dedup_index(self) -> Path:
         """What the last dedup of this configuration's answers knew, for the next one."""
         return self.work_dir / "dedup-index"
+
+    @property
+    def signatures(self) -> Path:
+        """MinHash signatures of this configuration's answers, for `pairs` and `polar similar`."""
+        return self.dedup_index / "signatures"
 
     @property
     def sources_file(self) -> Path:

@@ -49,8 +49,8 @@ class DedupResult:
             `in` = `out` + `excluded`. `out` are answers unlike any smaller one of their prompt
             (each cluster counted once), `excluded` the others by reason: `empty`, `exact` (the
             text of a smaller one), `near` (like a smaller one). Counted, not removed.
-        signatures: Parquet file (trajectory_id, signature), in the order of the input; those that
-            an index holds come first.
+        signatures: Parquet (trajectory_id, signature), in the order of the input: a file, or with
+            an index the index's folder with a file of each run, those that it held first.
     """
 
     duplicates: pa.Table
@@ -95,7 +95,8 @@ def dedup(
         files: Parquet with trajectory_id and prompt_id (uuid), source and text (strings); and
             content_hash (uuid) where there is one, or one is made.
         settings: signatures, threshold and bands.
-        work: folder for `signatures.parquet` and, while it runs, for scratch files.
+        work: folder for scratch files while it runs and, without an index, for
+            `signatures.parquet`.
         progress: called as progress(answers done, answers in all, note).
         index: folder to keep what is known in. The answers it holds are part of the result, and
             must not be in `files` again; what comes out is as if all had been given at once.
@@ -135,10 +136,13 @@ def dedup(
             edges = near_pairs(
                 parts, entries, settings, scratch, runs=runs, workers=workers, options=options
             )
-        if index is not None:
+        if index is None:
+            signatures = work / "signatures.parquet"
+            join_signatures(parts, settings, signatures)
+        else:
+            signatures = known.signatures_folder
+            join_signatures(parts[len(known.parts) :], settings, known.signatures_file)
             known.commit(parts, texts, edges)
-        signatures = work / "signatures.parquet"
-        join_signatures(parts, settings, signatures)
     if progress is not None:
         progress(total, total, f"{len(edges)} near pairs of texts")
     edges = np.sort(documents.rank_of_text[edges], axis=1)

@@ -1,8 +1,9 @@
 """What dedup knows, kept in a folder, so that new answers alone are looked at.
 
-The folder holds the parts (`sketches.py`), sorted band keys, the number of each answer's text, and
-the near pairs. `state.json` says which of its files count; it is replaced last, so a run that ends
-early leaves the index as it was, and the next one removes what it left.
+The folder holds the parts (`sketches.py`), sorted band keys, the number of each answer's text, the
+near pairs, and signatures for those who read them elsewhere. `state.json` says which of its files
+count; it is replaced last, so a run that ends early leaves the index as it was, and the next one
+removes what it left.
 
 New answers join the buckets of known ones. A bucket that none of them enters has the candidates it
 had. In one that they enter, candidates are taken twice, with and without the new entries; what is
@@ -41,7 +42,7 @@ from pipelines.near import (
 from pipelines.sketches import read_rows, read_signatures
 
 STATE = "state.json"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(kw_only=True)
@@ -91,6 +92,10 @@ class Index:
             for path in parent.iterdir():
                 if path.name not in counted:
                     shutil.rmtree(path)
+        index.signatures_folder.mkdir(exist_ok=True)
+        for path in index.signatures_folder.iterdir():
+            if path.stem not in counted:
+                path.unlink()
         index.runs_folder.mkdir()
         return index
 
@@ -108,6 +113,16 @@ class Index:
     def runs_folder(self) -> Path:
         """Where the band keys of the next commit go."""
         return self.folder / "runs" / f"run-{len(self.runs):06d}"
+
+    @property
+    def signatures_folder(self) -> Path:
+        """Parquet files (trajectory_id, signature), one for each commit."""
+        return self.folder / "signatures"
+
+    @property
+    def signatures_file(self) -> Path:
+        """Where the signatures of the next commit go."""
+        return self.signatures_folder / f"{self.runs_folder.name}.parquet"
 
     def answers(self) -> pa.Table:
         """Rows of schema `sketches.SUMMARY`: which answers it holds, and hashes of their texts."""

@@ -45,13 +45,14 @@ def input_sql(sources: Sequence[str], signatures: Path | None = None) -> str:
 
     Args:
         sources: values of `prompts.source` to take.
-        signatures: the Parquet file that dedup left (trajectory_id, signature); pairs need it for
-            `similarity`, groups do not.
+        signatures: what dedup left, Parquet (trajectory_id, signature), a file or a folder of
+            them; pairs need it for `similarity`, groups do not.
     """
     named = sql_list(sources)
     if signatures is None:
         return INPUT_SQL.format(sources=named, signature="", signatures="")
-    join = f"left join read_parquet({sql_list([str(signatures)])}) s"
+    files = signatures / "*.parquet" if signatures.is_dir() else signatures
+    join = f"left join read_parquet({sql_list([str(files)])}) s"
     return INPUT_SQL.format(
         sources=named,
         signature=", s.signature",

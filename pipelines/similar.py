@@ -4,12 +4,12 @@ datasketch's MinHashLSH answers it. Its index is made at each question, of those
 can share a band with the text: the ones with at least as many equal minima as a band has rows.
 The candidates are those of an index of all answers, but nothing has to be kept fresh, and 140,000
 answers take under a second; an index of all of them takes a gigabyte and tens of seconds to make,
-and nearly as long to load. The file is read row group by row group.
+and nearly as long to load. Signatures are read row group by row group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ def similar(
 
     Args:
         text: what to look for.
-        signatures: the file that `dedup` left.
+        signatures: what `dedup` left, a Parquet file or a folder of them.
         top: answers at most.
         threshold: Jaccard similarity from which an answer is sure enough to be found; less similar
             ones are found by chance.
@@ -54,22 +54,22 @@ def similar(
         sets, 0..1; similarity is null without `texts`.
 
     Raises:
-        BadInputError: there is no signatures file, or the text has no words.
+        BadInputError: there are no signatures, or the text has no words.
     """
     from datasketch import MinHash, MinHashLSH
 
-    if not signatures.is_file():
+    parts = sorted(signatures.glob("*.parquet")) if signatures.is_dir() else [signatures]
+    if not parts or not parts[0].is_file():
         msg = f"{signatures}: no signatures; they are made by the dedup stage, so run it first"
         raise BadInputError(msg)
-    file = pq.ParquetFile(signatures)
-    settings = MinHashSettings.of(file.schema_arrow)
+    settings = MinHashSettings.of(pq.read_schema(parts[0]))
     sets = minhash.shingles(pa.array([text]), settings.words)
     if not len(sets.hashes):
         msg = f"the text {text!r} has no words to compare; give some"
         raise BadInputError(msg)
     wanted = minhash.signatures(sets, settings)[0]
     bands, rows = DedupSettings(permutations=settings.permutations, threshold=threshold).bands()
-    trajectory, values = _sharing(file, wanted, rows)
+    trajectory, values = _sharing(parts, wanted, rows)
     lsh = MinHashLSH(num_perm=settings.permutations, params=(bands, rows))
     permutations = minhash.permutations(settings)
 
@@ -99,17 +99,18 @@ def similar(
 
 
 def _sharing(
-    file: pq.ParquetFile, wanted: np.ndarray, minima: int
+    parts: Sequence[Path], wanted: np.ndarray, minima: int
 ) -> tuple[list[bytes], np.ndarray]:
     """Ids and signatures of the answers with at least so many minima of the wanted signature."""
     trajectory: list[bytes] = []
     values = [np.zeros((0, len(wanted)), np.uint32)]
-    for group in range(file.num_row_groups):
-        table = file.read_row_group(group)
-        block = minhash.matrix(table["signature"])
-        near = np.flatnonzero(np.count_nonzero(block == wanted, axis=1) >= minima)
-        values.append(block[near])
-        trajectory += ids.storage(table["trajectory_id"]).take(pa.array(near)).to_pylist()
+    for file in map(pq.ParquetFile, parts):
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            block = minhash.matrix(table["signature"])
+            near = np.flatnonzero(np.count_nonzero(block == wanted, axis=1) >= minima)
+            values.append(block[near])
+            trajectory += ids.storage(table["trajectory_id"]).take(pa.array(near)).to_pylist()
     return trajectory, np.concatenate(values)
 
 

@@ -167,7 +167,7 @@ def test_a_deleted_checkpoint_is_trained_again(copy: Home):
 def test_files_between_stages_that_are_deleted_are_made_again(made: Home, copy: Home):
     shutil.rmtree(copy.path / "staging")
     assert copy.plan("pairs") == {
-        "duplicates": "missing: staging/tiny/signatures.parquet",
+        "duplicates": "missing: staging/tiny/dedup-index/signatures",
         "pairs": "after: duplicates",
     }
     assert [item.title for item in copy.run().made] == ["duplicates"]  # as it was

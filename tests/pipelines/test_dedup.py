@@ -224,6 +224,9 @@ def added_up(seed, cuts, limit):
         same_rows(again, expected)
         stored = pq.read_table(again.signatures)
         assert ids.storage(stored["trajectory_id"]).to_pylist() == [number(r[0]) for r in mixed]
+        whole = pq.read_table(expected.signatures)["signature"]
+        by_id = {row: i for i, row in enumerate(r[0] for r in rows)}
+        assert stored["signature"].equals(whole.take(pa.array([by_id[r[0]] for r in mixed])))
 
 
 def test_an_index_survives_a_run_that_ends_early(tmp_path, monkeypatch):
@@ -237,6 +240,7 @@ def test_an_index_survives_a_run_that_ends_early(tmp_path, monkeypatch):
             dedup([second], config, tmp_path / "work", index=index)
     result = dedup([second], config, tmp_path / "work", index=index)
     same_rows(result, dedup([write(tmp_path / "a.parquet", rows)], config, tmp_path / "full"))
+    assert pq.read_table(result.signatures).num_rows == len(rows)
 
 
 def test_an_index_refuses_other_settings_and_known_answers(tmp_path):

@@ -56,6 +56,15 @@ def test_best_first_with_estimate_and_exact_similarity(stored):
     assert np.abs(found["estimate"].to_numpy() - exact).max() < 0.2
 
 
+def test_signatures_of_an_index_are_looked_through_as_well(stored, tmp_path):
+    whole = pq.read_table(stored.with_name("in.parquet"))
+    for start, end in ((0, 2), (2, len(whole))):
+        pq.write_table(whole.slice(start, end - start), tmp_path / "in.parquet")
+        folder = tmp_path / "index"
+        known = dedup([tmp_path / "in.parquet"], DedupSettings(), tmp_path, index=folder)
+    assert similar(changed(0), known.signatures).equals(similar(changed(0), stored))
+
+
 def test_top_and_no_texts(stored):
     found = similar(changed(0), stored, top=2)
     assert found.num_rows == 2
