@@ -122,7 +122,9 @@ class Home:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "assets.cli", *arguments]
 
-    def polar(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    def polar(
+        self, *arguments: str, timeout: float = 280, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
         """Run the `polar` command on this home to its end."""
         return subprocess.run(
             self.command(*arguments),
@@ -131,7 +133,7 @@ class Home:
             capture_output=True,
             text=True,
             check=False,
-            timeout=280,
+            timeout=timeout,
             **options,
         )
 

@@ -162,6 +162,6 @@ def test_a_stopped_run_leaves_no_server_and_goes_on(tmp_path: Path, number: sign
     assert code in (130, -number)
     assert not left_of(members)
     if number == signal.SIGKILL:
-        done = home.polar_run("--until", "trajectories")
+        done = home.polar_run("--until", "trajectories", timeout=1200)  # a server, and few cores
         assert done.returncode == 0, done.stdout + done.stderr
         assert home.one("select count(*) from trajectories") == 3000
