@@ -141,6 +141,7 @@ def dedup(
             join_signatures(parts, settings, signatures)
         else:
             signatures = known.signatures_folder
+            signatures.mkdir(exist_ok=True)  # only now: `duplicates` is stale while it is missing
             join_signatures(parts[len(known.parts) :], settings, known.signatures_file)
             known.commit(parts, texts, edges)
     if progress is not None:

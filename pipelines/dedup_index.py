@@ -92,8 +92,7 @@ class Index:
             for path in parent.iterdir():
                 if path.name not in counted:
                     shutil.rmtree(path)
-        index.signatures_folder.mkdir(exist_ok=True)
-        for path in index.signatures_folder.iterdir():
+        for path in index.signatures_folder.glob("*"):
             if path.stem not in counted:
                 path.unlink()
         index.runs_folder.mkdir()

@@ -243,6 +243,14 @@ def test_an_index_survives_a_run_that_ends_early(tmp_path, monkeypatch):
     assert pq.read_table(result.signatures).num_rows == len(rows)
 
 
+def test_a_first_run_that_ends_early_leaves_no_signatures_to_be_read(tmp_path, monkeypatch):
+    file = write(tmp_path / "in.parquet", corpus())
+    monkeypatch.setattr("pipelines.dedup.near_pairs", Mock(side_effect=OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        dedup([file], DedupSettings(), tmp_path / "work", index=tmp_path / "index")
+    assert not (tmp_path / "index" / "signatures").exists()
+
+
 def test_an_index_refuses_other_settings_and_known_answers(tmp_path):
     file = write(tmp_path / "in.parquet", corpus())
     dedup([file], DedupSettings(), tmp_path / "work", index=tmp_path / "index")
