@@ -58,12 +58,10 @@ def missing(con: duckdb.DuckDBPyConnection) -> list[str]:
             f"call lake.set_option('target_file_size', '{FILE_SIZE}')",
         ]
     sizes = _row_groups(con)
-    absent: list[str] = []
     faults: list[str] = []
     for table in TABLES.values():
         if table.name not in present:
             statements += _create(table)
-            absent.append(table.name)
             continue
         if table.row_group != sizes.get(table.name):  # a table must be there to have options
             statements.append(
@@ -89,7 +87,8 @@ def missing(con: duckdb.DuckDBPyConnection) -> list[str]:
         )
         raise LakeError(msg)
     if present:  # a lake from before a table of sums has rows to sum
-        statements += [sql for name in absent if name in SUMS for sql in SUMS[name].updates]
+        absent = [sums for name, sums in SUMS.items() if name not in present]
+        statements += [sql for sums in absent for sql in sums.updates]
     for view in VIEWS.values():
         if comments.get(view.name) != view.comment:
             statements.append(f'create or replace view "{view.name}" as {view.sql}')

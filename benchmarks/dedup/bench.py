@@ -105,6 +105,12 @@ class Bench:
         return corpus.row_numbers(pq.read_table(documents, columns=["trajectory_id"]), found)
 
 
+def median(costs: list[Cost]) -> Cost:
+    """Median seconds, largest peak."""
+    seconds = float(np.median([cost.seconds for cost in costs]))
+    return Cost(seconds, max(cost.gib for cost in costs))
+
+
 def compare(
     bench: Bench, documents: Path, truth: np.ndarray, name: str, rounds: int
 ) -> dict[str, dict[str, float]]:
@@ -124,12 +130,9 @@ def compare(
     print(f"{'':12} signatures  end to end  start-up s  peak GiB  precision  recall  as ours")
     table = {}
     for tool in tools:
-        signatures, every = (
-            float(np.median([cost.seconds for cost in costs[f"{tool} {mode}"]])) for mode in MODES
-        )
+        (signatures, _), (every, gib) = (median(costs[f"{tool} {mode}"]) for mode in MODES)
         precision, recall = exact.agreement(labels[tool], truth)
         same = float(np.mean(_smallest(labels[tool]) == _smallest(labels["ours"])))
-        gib = max(cost.gib for cost in costs[f"{tool} all"])
         table[tool] = {"signatures": signatures, "all": every, "precision": precision}
         table[tool] |= {"recall": recall, "gib": gib}
         print(
@@ -148,12 +151,6 @@ def _smallest(label: np.ndarray) -> np.ndarray:
     """The smallest row of each row's cluster."""
     _, first, place = np.unique(label, return_index=True, return_inverse=True)
     return first[place]
-
-
-def median(costs: list[Cost]) -> Cost:
-    """Median seconds, largest peak."""
-    seconds = float(np.median([cost.seconds for cost in costs]))
-    return Cost(seconds, max(cost.gib for cost in costs))
 
 
 def grow(

@@ -15,7 +15,7 @@ import duckdb
 from pipelines.attach import connect, quoted
 from pipelines.ddl import sql_type
 from pipelines.schemas import TABLES
-from pipelines.sums import SUMS as KEPT
+from pipelines.sums import SUMS
 from pipelines.views import VIEWS
 
 THREADS, MEMORY = 2, "4GB"
@@ -24,7 +24,7 @@ PARTITIONED = ("trajectories", "pairs")
 VIEWED = ("pool_overview", "pair_balance")
 
 # What the lake keeps summed; elsewhere it is asked of the pairs, which name their policies.
-SUMS = """
+PAIR_SUMS = """
 select q.source, least(p.policy_a, p.policy_b) as policy_a,
        greatest(p.policy_a, p.policy_b) as policy_b, p.split, p.cell, p.label,
        coalesce(p.reason, '') as reason, p.relation, count(*) as pairs,
@@ -44,8 +44,8 @@ def opened(store: str, root: Path) -> duckdb.DuckDBPyConnection:
     folder = root / store
     for table in (*PLAIN, *PARTITIONED):
         con.execute(f"create view {table} as from {_source(store, folder, table)}")
-    con.execute(f"create view pair_sums as {SUMS}")
-    for table, kept in KEPT.items():
+    con.execute(f"create view pair_sums as {PAIR_SUMS}")
+    for table, kept in SUMS.items():
         con.execute(f"create view {table} as {kept.sql}")
     for view in VIEWED:
         con.execute(f"create view {view} as {VIEWS[view].sql}")
