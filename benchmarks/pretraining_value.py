@@ -8,7 +8,8 @@ pre-trained checkpoint of `bench-real-pool`, from random weights of the same sha
 checkpoint knows it has from the pool's answers), and from those without a reference. Five folds by
 prompt group, 50, 200 or all judgements to learn from, three seeds. Rulers are fitted on the same
 judgements. Accuracy is the mean over sources, so a large source does not outweigh a small one;
-intervals resample prompt groups.
+intervals resample prompt groups. Each arm has the rate, of three, at which 50 judgements taught it
+most about others that are not measured in that fold.
 
 Every fine-tuning leaves its outcomes in POLAR_HOME/pretraining-value and is not made again: stop it
 whenever you like. The last line is JSON; the table is written to `table.md` there.
@@ -23,7 +24,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,19 +34,27 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from assets.home import PROJECT, polar_home
 from benchmarks.pretraining_value_items import FOLDS, Judgement, groups_of, read_judgements
-from benchmarks.real_pool_recipe import LIMITS, PHASES
+from benchmarks.real_pool_recipe import PHASES
 from trainer.comparisons import compare, read_rows
 from trainer.loop import train
-from trainer.own import fitting
 from trainer.rulers import fit_rulers
 from trainer.score import Scorer
+from trainer.settings import TrainSettings
+from trainer.template import Limits
 
 FULL, PLAIN, BLIND = "pre-trained + fine-tuned", "fine-tuned only", "without reference"
 ARMS = (FULL, PLAIN, BLIND)
 RULERS = ("length", "tfidf", "surface_logistic", "surface_boosting")
 SIZES: tuple[int | None, ...] = (50, 200, None)  # None: all
 SEEDS = (0, 1, 2)
-RATE = 5e-4
+RATES = (1e-4, 5e-4, 2e-3)
+EPOCHS = {50: 6, 200: 3, None: 1}
+STEPS = 50
+"""A fine-tuning has about as many; the more judgements, the larger the batch."""
+LIMITS = Limits(452, 192)
+"""An answer is read to its 192nd id; the recipe's limits would cost twice as much."""
+TRIED = 500
+"""Judgements that a rate is chosen on."""
 FEW = 20
 """A source with fewer judgements of a kind does not count in the mean over sources."""
 PAPER = {  # Table 13, averages: full, without pre-training, without pre-training and reference
@@ -77,12 +85,14 @@ def main() -> None:
     given.start = given.start or untrained(given.pretrained, home / "untrained")
     folder = home / identity(given.pretrained, given.start)
     folder.mkdir(parents=True, exist_ok=True)
+    rates = {arm: rate_of(arm, judgements, folder, given) for arm in ARMS}
     began, parts = time.monotonic(), list(all_parts())
     for number, part in enumerate(parts):
         if time.monotonic() - began > 60 * given.minutes:
             print(f"{given.minutes:g} minutes are over; the same command goes on", file=sys.stderr)
             break
-        made = sum(run(part, arm, judgements, folder, given) for arm in (*ARMS, "rulers"))
+        made = fit(part, judgements, folder)
+        made += sum(run(part, arm, rates[arm], judgements, folder, given) for arm in ARMS)
         if made:
             each = (time.monotonic() - began) / (number + 1)
             left = each * (len(parts) - number - 1) / 60
@@ -91,7 +101,7 @@ def main() -> None:
     table = written(found)
     (folder / "table.md").write_text(table)
     print(table)
-    print(json.dumps({"folder": str(folder), "counts": counts, "rows": found}))
+    print(json.dumps({"folder": str(folder), "counts": counts, "rates": rates, "rows": found}))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,8 +125,8 @@ def untrained(pretrained: Path, out: Path) -> Path:
 
 
 def identity(*folders: Path) -> str:
-    """A short hash of the weights that the arms start from."""
-    total = hashlib.blake2b(digest_size=6)
+    """A short hash of the weights that the arms start from, and of how they are fine-tuned."""
+    total = hashlib.blake2b(repr((RATES, EPOCHS, STEPS, LIMITS, TRIED)).encode(), digest_size=6)
     for folder in folders:
         total.update((folder / "model.safetensors").read_bytes())
     return total.hexdigest()
@@ -130,11 +140,16 @@ def all_parts() -> Iterator[Part]:
                 yield Part(size, seed, fold)
 
 
-def lesson(judgements: list[Judgement], part: Part) -> list[Judgement]:
-    """What is learned from: of other folds, with a reference, the same for every arm."""
+def shuffled(judgements: list[Judgement], part: Part) -> list[Judgement]:
+    """What may be learned from: of other folds, with a reference, the same for every arm."""
     usable = [j for j in judgements if j.fold != part.fold and j.reference is not None]
     order = np.random.default_rng([part.seed, part.fold]).permutation(len(usable))
-    return [usable[i] for i in order[: part.size]]
+    return [usable[i] for i in order]
+
+
+def lesson(judgements: list[Judgement], part: Part) -> list[Judgement]:
+    """What is learned from."""
+    return shuffled(judgements, part)[: part.size]
 
 
 def measured(judgements: list[Judgement], fold: int, *, reference: bool) -> list[Judgement]:
@@ -143,40 +158,91 @@ def measured(judgements: list[Judgement], fold: int, *, reference: bool) -> list
     return [j for j in own if j.reference is not None] if reference else own
 
 
+def rate_of(
+    arm: str, judgements: list[Judgement], folder: Path, given: argparse.Namespace
+) -> float:
+    """The best rate for an arm on judgements beside a lesson of 50; what each did is kept."""
+    file = folder / f"rates-{arm.replace(' ', '_')}.json"
+    tried: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+    part = Part(SIZES[0], SEEDS[0], 0)
+    learned = lesson(judgements, part)
+    groups = {j.prompt_group for j in learned}
+    others = [j for j in shuffled(judgements, part) if j.prompt_group not in groups][:TRIED]
+    for rate in RATES:
+        if str(rate) not in tried:
+            outcomes = fine_tuned(part, arm, rate, learned, others, folder, given)
+            tried[str(rate)] = _macro(others, {arm: outcomes}, arm, None)["value"]
+            file.write_text(json.dumps(tried))
+            print(f"{arm}, rate {rate:g}: {tried[str(rate)]:.3f}", file=sys.stderr, flush=True)
+    return max(RATES, key=lambda rate: tried[str(rate)])
+
+
+def fine_tuned(
+    part: Part,
+    arm: str,
+    rate: float,
+    learned: list[Judgement],
+    held_out: list[Judgement],
+    folder: Path,
+    given: argparse.Namespace,
+) -> np.ndarray:
+    """Fine-tune an arm; whether it then prefers the better answer of each judgement held out."""
+    groups, out = folder / "groups.parquet", folder / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    pq.write_table(groups_of(learned, reference=arm != BLIND, split="train"), groups)
+    settings = TrainSettings(
+        lr=rate,
+        epochs=EPOCHS[part.size],
+        batch_groups=max(1, len(learned) * EPOCHS[part.size] // STEPS),
+        seed=part.seed,
+        max_length=LIMITS.max_length,
+        max_response_length=LIMITS.max_response_length,
+    )
+    start = given.pretrained if arm == FULL else given.start
+    train([groups], start, out, settings, stage="finetune")
+    table = groups_of(held_out, reference=arm != BLIND, split="eval")
+    scores = np.array(Scorer.load(out).score_groups(table))
+    shutil.rmtree(out)
+    return (np.sign(scores[:, 0] - scores[:, 1]) + 1) / 2
+
+
 def run(
-    part: Part, arm: str, judgements: list[Judgement], folder: Path, given: argparse.Namespace
+    part: Part,
+    arm: str,
+    rate: float,
+    judgements: list[Judgement],
+    folder: Path,
+    given: argparse.Namespace,
 ) -> bool:
-    """Fine-tune (or fit rulers) and keep the outcomes; False where that is done already."""
+    """Fine-tune an arm on a part and keep the outcomes; False where that is done already."""
     file = folder / f"{arm.replace(' ', '_')}-{part.name}.npz"
     if file.is_file():
         return False
-    reference = arm != BLIND
-    own = lesson(judgements, part)
-    held_out = measured(judgements, part.fold, reference=reference)
-    training = groups_of(own, reference=reference, split="train")
-    evaluation = groups_of(held_out, reference=reference, split="eval")
-    outcomes: dict[str, np.ndarray] = {}
-    if arm == "rulers":
-        comparisons = compare(read_rows(evaluation))
-        fitted = fit_rulers(compare(read_rows(training)), RULERS, seed=part.seed)
-        for name, ruler in fitted.items():
-            outcomes[name] = comparisons.outcomes(ruler(comparisons.items))
-    else:
-        start = given.pretrained if arm == FULL else given.start
-        groups, out = folder / "groups.parquet", folder / "run"
-        shutil.rmtree(out, ignore_errors=True)
-        pq.write_table(training, groups)
-        width = json.loads((start / "config.json").read_text())["hidden_size"]
-        changes = {"lr": RATE, "seed": part.seed, "log_every": 10, **asdict(LIMITS)}
-        settings = fitting(len(own), width).model_copy(update=changes)
-        train([groups], start, out, settings, stage="finetune")
-        scores = np.array(Scorer.load(out).score_groups(evaluation))
-        outcomes[arm] = (np.sign(scores[:, 0] - scores[:, 1]) + 1) / 2
-        shutil.rmtree(out)
+    learned = lesson(judgements, part)
+    held_out = measured(judgements, part.fold, reference=arm != BLIND)
+    keep(file, {arm: fine_tuned(part, arm, rate, learned, held_out, folder, given)})
+    return True
+
+
+def fit(part: Part, judgements: list[Judgement], folder: Path) -> bool:
+    """Fit the rulers on a part and keep the outcomes; False where that is done already."""
+    file = folder / f"rulers-{part.name}.npz"
+    if file.is_file():
+        return False
+    learned = groups_of(lesson(judgements, part), reference=True, split="train")
+    fitted = fit_rulers(compare(read_rows(learned)), RULERS, seed=part.seed)
+    held_out = measured(judgements, part.fold, reference=True)
+    comparisons = compare(read_rows(groups_of(held_out, reference=True, split="eval")))
+    outcomes = {name: ruler(comparisons.items) for name, ruler in fitted.items()}
+    keep(file, {name: comparisons.outcomes(scores) for name, scores in outcomes.items()})
+    return True
+
+
+def keep(file: Path, outcomes: dict[str, np.ndarray]) -> None:
+    """Write outcomes whole or not at all."""
     draft = file.with_name("draft.npz")
     np.savez(draft, **outcomes)
     draft.replace(file)
-    return True
 
 
 def results(judgements: list[Judgement], folder: Path) -> list[dict[str, Any]]:

@@ -137,6 +137,23 @@ def test_the_table_shows_only_what_is_there_whole(tmp_path):
     assert "POLAR-7B" in table
 
 
+def test_the_rate_that_did_best_beside_the_lesson_is_taken_and_not_tried_again(
+    tmp_path, monkeypatch
+):
+    judgements, seen = many({"s": 200, "t": 200}), []
+
+    def fine_tuned(part, arm, rate, learned, held_out, folder, given):
+        assert not {j.prompt_group for j in learned} & {j.prompt_group for j in held_out}
+        assert all(j.fold != part.fold for j in (*learned, *held_out))
+        seen.append(rate)
+        return np.full(len(held_out), {1e-4: 0.5, 5e-4: 0.8, 2e-3: 0.7}[rate])
+
+    monkeypatch.setattr(bench, "fine_tuned", fine_tuned)
+    for _ in range(2):
+        assert bench.rate_of(bench.PLAIN, judgements, tmp_path, None) == 5e-4
+    assert seen == list(bench.RATES)
+
+
 @pytest.mark.slow
 def test_every_arm_runs_once(tmp_path):
     from tests.trainer.conftest import byte_level_tokenizer, tiny_llama
@@ -150,9 +167,12 @@ def test_every_arm_runs_once(tmp_path):
     given = bench.parser().parse_args(names)
     judgements = many({"s": 80, "t": 40})
     part = bench.Part(50, 0, 0)
+    assert bench.fit(part, judgements, tmp_path)
+    assert not bench.fit(part, judgements, tmp_path)
+    for arm in bench.ARMS:
+        assert bench.run(part, arm, 1e-3, judgements, tmp_path, given)
+        assert not bench.run(part, arm, 1e-3, judgements, tmp_path, given)
     for arm in (*bench.ARMS, "rulers"):
-        assert bench.run(part, arm, judgements, tmp_path, given)
-        assert not bench.run(part, arm, judgements, tmp_path, given)
         with np.load(tmp_path / f"{arm.replace(' ', '_')}-{part.name}.npz") as found:
             held_out = bench.measured(judgements, 0, reference=arm != bench.BLIND)
             assert {len(found[name]) for name in found} == {len(held_out)}
