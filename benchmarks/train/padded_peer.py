@@ -35,21 +35,26 @@ def scores_of(network: Any, rows: list[list[int]], bf16: bool) -> torch.Tensor:
         return network(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1)
 
 
-def train(network: Any, steps: list[Any], bf16: bool, lr: float) -> dict[str, Any]:
+def train(network: Any, steps: list[Any], bf16: bool, lr: float, micro: int) -> dict[str, Any]:
     network.train()
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
 
     def step(pairs: list[Any]) -> float:
-        rows = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
-        scores = scores_of(network, rows, bf16).float()
-        loss = -logsigmoid(scores[: len(pairs)] - scores[len(pairs) :]).mean()
-        loss.backward()
+        total = 0.0
+        for first in range(0, len(pairs), micro):
+            some = pairs[first : first + micro]
+            rows = [chosen for chosen, _ in some] + [rejected for _, rejected in some]
+            scores = scores_of(network, rows, bf16).float()
+            losses = -logsigmoid(scores[: len(some)] - scores[len(some) :])
+            loss = losses.sum() / len(pairs)
+            loss.backward()
+            total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        return float(loss.detach())
+        return total
 
     return wire.timed(step, steps)
 
