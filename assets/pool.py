@@ -9,7 +9,8 @@ import pyarrow as pa
 from assets import plots
 from assets.progress import Progress
 from assets.results import AUTHOR, count_plot, made, progress_of, replace_counts, table_link
-from assets.stages import asset_kwargs
+from assets.stages import asset_kwargs, stage_making
+from assets.staleness import UNMADE, last_of_pool, maker_of, unmade_of
 from assets.workspace import Workspace
 from pipelines import ids
 from pipelines.attach import quoted
@@ -84,8 +85,13 @@ def policies(
 def prompts(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult:
-    """Draw prompts from files, or write those of the embedded world."""
+    """Draw prompts from files, or write those of the embedded world.
+
+    Raises:
+        ConfigError: answers that another configuration made would go with their prompts.
+    """
     source = workspace.pool.source
+    latest = last_of_pool(workspace, context.instance, stage_making(workspace, "prompts"))
     with workspace.lake() as lake:
         before = lake.query(
             "select prompt_id, text, prompt_group from prompts where source = ?", [source]
@@ -103,11 +109,14 @@ def prompts(
             Replace("quarantine", drawn.quarantine, _listed(source)),
             replace_counts(drawn.counts, "ingest", [source]),
         ]
-        if gone:  # what answers them is of no prompt any more; earlier snapshots keep it
-            inside = sql_list([str(key) for key in gone])
-            answers = TRAJECTORIES.schema.empty_table()
-            changes.append(Replace("trajectories", answers, f"prompt_id in ({inside})"))
+        theirs = f"prompt_id in ({sql_list([str(key) for key in gone])})" if gone else "false"
+        answers = lake.query(f"select prompt_id from trajectories where {theirs}").num_rows
+        if answers:  # they are of no prompt any more; earlier snapshots keep them
+            _refuse_to_remove(answers, workspace, maker_of(latest))
+            none = TRAJECTORIES.schema.empty_table()
+            changes.append(Replace("trajectories", none, theirs))
         snapshot = lake.publish(AUTHOR, f"prompts: {table.num_rows:,}", changes)
+    unmade = snapshot if answers else unmade_of(latest)
     kinds = Counter(
         f"{row['kind']}, {row['split']}" for row in table.select(["kind", "split"]).to_pylist()
     )
@@ -117,12 +126,24 @@ def prompts(
         {
             "dagster/row_count": table.num_rows,
             "gone": len(gone),
+            "answers removed": answers,
+            **({UNMADE: unmade} if unmade is not None else {}),
             "kept out": count_plot("rows kept out, by reason", drawn.counts),
             "kinds": plots.bars("prompts by kind and side", kinds),
             "snapshot": snapshot,
             **table_link("prompts"),
         },
     )
+
+
+def _refuse_to_remove(answers: int, workspace: Workspace, other: str | None) -> None:
+    if other not in (None, workspace.config.name):
+        msg = (
+            f"{workspace.config_path} asks the pool {workspace.pool.source!r} other prompts than "
+            f"the configuration {other!r} did, whose {answers:,} answers would be removed: use "
+            f"another POLAR_HOME, or add these prompts to {other!r}"
+        )
+        raise ConfigError(msg)
 
 
 def _drawn(workspace: Workspace, before: pa.Table, progress: Progress) -> Drawn:

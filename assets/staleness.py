@@ -1,13 +1,14 @@
 """When a stage is stale, and what it was made with.
 
 A stage is stale when its code, its settings or a stage upstream differ from what its last
-materialisation for this configuration was made with, when its files are gone, or when one of its
-blocking checks failed. Which stages there are is in stages.py.
+materialisation for this configuration was made with, when its files are gone, when one of its
+blocking checks failed, or when another configuration of the same pool has made the rows anew with
+something else. Which stages there are is in stages.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -22,6 +23,11 @@ from assets.stages import Stage, stage_making
 from assets.workspace import Workspace
 
 CONFIG_TAG = "polar/config"
+SOURCE_TAG = "polar/source"
+"""The pool whose rows were made; configurations of one pool replace each other's."""
+UNMADE = "answers removed in snapshot"
+"""Metadata of prompts: when answers last went with their prompts. It is part of the fingerprint,
+so that prompts that come back are answered again."""
 PROVENANCE = "provenance"
 
 
@@ -43,8 +49,10 @@ def provenance(
 def fingerprint_of(workspace: Workspace, instance: dg.DagsterInstance, stage: Stage) -> str:
     """The fingerprint of a stage's last materialisation, over all partitions; '' for none."""
     if not stage.partitioned:
-        made = last_provenance(workspace, instance, stage)
-        return digest(made) if made else ""
+        record = last_made(workspace, instance, stage)
+        made = _provenance_of(record)
+        unmade = unmade_of(record)
+        return digest([made, unmade] if unmade else made) if made else ""
     parts = {
         name: last_provenance(workspace, instance, stage, name)
         for name in sorted(workspace_policy_ids(workspace))
@@ -56,25 +64,69 @@ def last_made(
     workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
 ) -> EventLogRecord | None:
     """The last materialisation for this configuration."""
-    records = instance.fetch_materializations(
+    for record in _newest(instance, stage, partition):
+        if _tags(record).get(CONFIG_TAG) == workspace.config.name:
+            return record
+    return None
+
+
+def last_of_pool(
+    workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
+) -> EventLogRecord | None:
+    """The last materialisation of rows of this configuration's pool, whichever made it."""
+    for record in _newest(instance, stage, partition):
+        tags = _tags(record)
+        if tags.get(CONFIG_TAG) == workspace.config.name or (
+            SOURCE_TAG in tags and tags[SOURCE_TAG] == source_of(workspace, stage)
+        ):
+            return record
+    return None
+
+
+def maker_of(record: EventLogRecord | None) -> str | None:
+    """The name of the configuration that a materialisation was for."""
+    return _tags(record).get(CONFIG_TAG) if record else None
+
+
+def source_of(workspace: Workspace, stage: Stage) -> str | None:
+    """The pool whose rows a stage makes; None where they are of a configuration alone."""
+    if workspace.config.is_recorded or stage.group not in ("pool", "corpus"):
+        return None
+    return workspace.pool.source
+
+
+def unmade_of(record: EventLogRecord | None) -> int | None:
+    """The snapshot in which answers last went with their prompts, as the record says."""
+    event = record.asset_materialization if record else None
+    value = event.metadata.get(UNMADE) if event else None
+    return int(value.value) if value is not None else None  # type: ignore[arg-type]
+
+
+def _newest(
+    instance: dg.DagsterInstance, stage: Stage, partition: str | None
+) -> Sequence[EventLogRecord]:
+    return instance.fetch_materializations(
         dg.AssetRecordsFilter(
             asset_key=dg.AssetKey(stage.assets[0]),
             asset_partitions=[partition] if partition is not None else None,
         ),
         limit=100,
     ).records
-    for record in records:
-        event = record.asset_materialization
-        if event is not None and (event.tags or {}).get(CONFIG_TAG) == workspace.config.name:
-            return record
-    return None
+
+
+def _tags(record: EventLogRecord) -> Mapping[str, str]:
+    event = record.asset_materialization
+    return (event.tags if event else None) or {}
 
 
 def last_provenance(
     workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
 ) -> dict[str, Any] | None:
     """What the last materialisation for this configuration was made with, if there is one."""
-    record = last_made(workspace, instance, stage, partition)
+    return _provenance_of(last_made(workspace, instance, stage, partition))
+
+
+def _provenance_of(record: EventLogRecord | None) -> dict[str, Any] | None:
     event = record.asset_materialization if record else None
     value = event.metadata.get(PROVENANCE) if event else None
     return dict(value.value) if value is not None else None  # type: ignore[arg-type]
@@ -93,6 +145,9 @@ def why_stale(
     changed = [name for name in now if now[name] != made.get(name)]
     if changed:
         return "changed: " + ", ".join(changed)
+    latest = last_of_pool(workspace, instance, stage, partition)
+    if _provenance_of(latest) != made:
+        return f"replaced by the configuration {maker_of(latest)!r}"
     gone = [path for path in stage.files(workspace) if not path.exists()]
     if gone:
         return f"missing: {gone[0].relative_to(workspace.home)}"

@@ -128,6 +128,55 @@ def test_a_policy_that_joins_makes_only_its_own_answers(copy: Home):
     assert set(copy.plan()) == {"preferences", "groups", *TRAINED}
 
 
+def other_configuration(home: Home, **changes: Any) -> Home:
+    """A second configuration of the same pool in the same home."""
+    path = home.config.with_name("other.yaml")
+    shutil.copy(home.config, path)
+    other = Home(home.path, path)
+    other.edit("other.yaml", name="other", **changes)
+    return other
+
+
+@pytest.mark.slow
+def test_answers_that_went_with_their_prompts_are_made_again_when_those_come_back(copy: Home):
+    before = answers(copy)
+    copy.edit("run.yaml", prompts={"wordings": 1})
+    assert [item.title for item in copy.run("prompts").made] == ["prompts"]
+    fewer = answers(copy)
+    assert sum(n for n, _ in fewer.values()) < sum(n for n, _ in before.values())
+    copy.edit("run.yaml", prompts={"wordings": 2})
+    assert copy.run("pairs").ok
+    assert {key: n for key, (n, _) in answers(copy).items()} == {
+        key: n for key, (n, _) in before.items()
+    }
+    assert copy.plan("pairs") == {}
+
+
+@pytest.mark.slow
+def test_answers_of_another_configuration_are_not_removed(copy: Home):
+    before = answers(copy)
+    other = other_configuration(copy, prompts={"wordings": 1})
+    outcome = other.run("prompts")
+    ((_, said),) = outcome.failed
+    total = sum(n for n, _ in before.values())
+    assert "asks the pool 'tiny' other prompts" in said
+    assert "POLAR_HOME" in said
+    assert answers(copy) == before
+    assert 0 < int(said.split("whose ")[1].split()[0].replace(",", "")) < total
+    assert copy.plan() == {}
+
+
+@pytest.mark.slow
+def test_rows_that_another_configuration_made_are_made_again(copy: Home):
+    pairs = copy.query("from pairs order by all")
+    other = other_configuration(copy, pairs={"require_same_sampling": False})
+    assert other.run("pairs").ok
+    assert copy.plan("pairs") == {"pairs": "replaced by the configuration 'other'"}
+    assert copy.run("pairs").ok
+    assert copy.query("from pairs order by all") == pairs
+    assert other.plan("pairs")["pairs"].startswith("replaced by the configuration")
+
+
 @pytest.mark.slow
 def test_changed_weights_are_another_policy(copy: Home):
     from safetensors.torch import load_file, save_file
