@@ -110,7 +110,8 @@ def prompts(
             replace_counts(drawn.counts, "ingest", [source]),
         ]
         theirs = f"prompt_id in ({sql_list([str(key) for key in gone])})" if gone else "false"
-        answers = lake.query(f"select prompt_id from trajectories where {theirs}").num_rows
+        counted = lake.query(f"select count(*) as n from trajectories where {theirs}")
+        answers = counted["n"][0].as_py()
         if answers:  # they are of no prompt any more; earlier snapshots keep them
             _refuse_to_remove(answers, workspace, maker_of(latest))
             none = TRAJECTORIES.schema.empty_table()
