@@ -8,7 +8,8 @@ contender is a process in an environment of its own and they take turns; a repea
 up and two timed steps of 21 pairs. All run the same pairs. TRL runs them in random order and, as
 grouping by length would, sorted over all repeats (short with short, long with long), each at the
 fastest settings found; a ratio is against the faster of the two. The plain loop runs as many pairs
-at once as TRL does. Environments are made in the home
+at once as TRL does. With `--threads 1` seconds are CPU seconds, so other work on the machine does
+little harm. Environments are made in the home
 on the first run (TRL's has 1.5 GB). The last line is JSON.
 """
 
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import triples
+import wire
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from trainer.language_model import train_tokenizer
@@ -58,8 +60,8 @@ PADDED_REPEATS = 2
 class Contender:
     """A process that runs steps when it is told to."""
 
-    def __init__(self, python: str, script: str, model: Path, log: Path) -> None:
-        own = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    def __init__(self, python: str, script: str, model: Path, log: Path, clock: str) -> None:
+        own = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", wire.CLOCK: clock}
         own |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
         self.script, self.log = script, log
         with log.open("wb") as errors:
@@ -323,9 +325,10 @@ def main() -> None:
     ready = {
         name: triples.repeats(triples.steps(part, k), n) for name, (part, k, n) in shapes.items()
     }
+    clock = "cpu" if options.threads == 1 else "wall"
     scripts = {"ours": "ours.py", "trl": "trl_peer.py", "padded": "padded_peer.py"}
     contenders = {
-        name: Contender(pythons[name], script, folder / "model", folder / f"{name}.log")
+        name: Contender(pythons[name], script, folder / "model", folder / f"{name}.log", clock)
         for name, script in scripts.items()
     }
     race = Race(contenders, options.threads, precision, options.quick)
@@ -351,6 +354,7 @@ def main() -> None:
     settings = {"random": race.settings[False], "sorted": race.settings[True]}
     run = {
         "threads": options.threads,
+        "clock": clock,
         "precision": precision,
         "quick": options.quick,
         "seconds": round(time.perf_counter() - BEGAN),
