@@ -12,7 +12,7 @@ intervals resample prompt groups. Each arm has the rate, of three, at which 50 j
 most about others that are not measured in that fold.
 
 Every fine-tuning leaves its outcomes in POLAR_HOME/pretraining-value and is not made again: stop it
-whenever you like. The last line is JSON; the table is written to `table.md` there.
+whenever you like. The last line is JSON; the table is in `report.html` there, beside the paper's.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from assets.home import PROJECT, polar_home
 from benchmarks.pretraining_value_items import FOLDS, Judgement, groups_of, read_judgements
+from benchmarks.pretraining_value_report import BLIND, FULL, PLAIN, write_value_report
 from benchmarks.real_pool_recipe import PHASES
 from trainer.comparisons import compare, read_rows
 from trainer.loop import train
@@ -42,7 +43,6 @@ from trainer.score import Scorer
 from trainer.settings import TrainSettings
 from trainer.template import Limits
 
-FULL, PLAIN, BLIND = "pre-trained + fine-tuned", "fine-tuned only", "without reference"
 ARMS = (FULL, PLAIN, BLIND)
 RULERS = ("length", "tfidf", "surface_logistic", "surface_boosting")
 SIZES: tuple[int | None, ...] = (50, 200, None)  # None: all
@@ -57,10 +57,6 @@ TRIED = 500
 """Judgements that a rate is chosen on."""
 FEW = 20
 """A source with fewer judgements of a kind does not count in the mean over sources."""
-PAPER = {  # Table 13, averages: full, without pre-training, without pre-training and reference
-    "POLAR-1.8B": (74.0, 72.6, 63.3),
-    "POLAR-7B": (76.3, 76.5, 70.8),
-}
 
 
 class Part(NamedTuple):
@@ -98,9 +94,8 @@ def main() -> None:
             left = each * (len(parts) - number - 1) / 60
             print(f"{part.name}: done; about {left:.0f} min left", file=sys.stderr, flush=True)
     found = results(judgements, folder)
-    table = written(found)
-    (folder / "table.md").write_text(table)
-    print(table)
+    paths = write_value_report(folder, found)
+    print(paths["md"].read_text(encoding="utf-8"))
     print(json.dumps({"folder": str(folder), "counts": counts, "rates": rates, "rows": found}))
 
 
@@ -333,33 +328,6 @@ def _macro(
         "n": int(known.sum()),
         "sources": by_source,
     }
-
-
-def written(rows: list[dict[str, Any]]) -> str:
-    """The table as Markdown, the paper's averages below it."""
-    lines = [
-        "| fine-tuned on | scorer | judgements | accuracy, mean over sources | n |",
-        "| --- | --- | --- | --- | ---: |",
-    ]
-    for row in rows:
-        value = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        lines.append(f"| {row['size']} | {row['scorer']} | {row['on']} | {value} | {row['n']} |")
-    for row in rows:
-        if "lead" in row:
-            value, low, high = (100 * row["lead"][k] for k in ("value", "low", "high"))
-            lines += [
-                "",
-                f"Pre-training at {row['size']}: {value:+.1f} points [{low:+.1f}, {high:+.1f}].",
-            ]
-    lines += [
-        "",
-        "The paper's Table 13 (averages over its own categories, other data, %):",
-        "",
-        f"| | {FULL} | {PLAIN} | {BLIND} |",
-        "| --- | --- | --- | --- |",
-        *(f"| {name} | " + " | ".join(map(str, values)) + " |" for name, values in PAPER.items()),
-    ]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

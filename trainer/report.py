@@ -107,6 +107,40 @@ def record_of(context: ReportContext, view: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
+def page_of(
+    context: ReportContext,
+    *,
+    sentences: Sequence[str],
+    suites: Sequence[Mapping[str, Any]],
+    legend: str,
+    reading: Sequence[str],
+) -> dict[str, Any]:
+    """What `write_pages` fills in for a report of something else than an evaluation."""
+    return {
+        **head_of(context),
+        "sentences": sentences,
+        "glance": [],
+        "suites": suites,
+        "legend": legend,
+        "checkpoints": {"heads": [], "lines": [], "long": []},
+        "reading": reading,
+        "rulers": [],
+        "notes": [*context.notes],
+        "columns": [],
+        "rows": [],
+    }
+
+
+def heads(*names: str) -> list[Mapping[str, str]]:
+    """The heads of a table's columns."""
+    return [{"name": name, "size": ""} for name in names]
+
+
+def cell(value: str, ends: str = "") -> dict[str, str]:
+    """A cell of a table; `ends` is its interval."""
+    return {"value": value, "ends": ends, "note": "", "mark": ""}
+
+
 def _view(rows: pa.Table, context: ReportContext) -> dict[str, Any]:
     """Everything that the pages show, as plain values."""
     return {

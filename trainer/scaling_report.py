@@ -6,11 +6,10 @@ The laws themselves are fitted in `scaling`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.report import ReportContext, head_of, record_of, write_pages
+from trainer.report import ReportContext, cell, heads, page_of, record_of, write_pages
 from trainer.scaling import Fit, Law, Scaling
 
 PAPER = {
@@ -61,19 +60,13 @@ def write_scaling_report(
         ],
         "tables": [_laws_table(scaling), _runs_table(scaling)],
     }
-    view = {
-        **head_of(context),
-        "sentences": [*map(_sentence, scaling.fits), *_remarks(scaling)],
-        "glance": [],
-        "suites": [suite],
-        "legend": f"{_pairs(scaling)}; seconds are of both trainings.",
-        "checkpoints": {"heads": [], "lines": [], "long": []},
-        "reading": _READING,
-        "rulers": [],
-        "notes": [*context.notes],
-        "columns": [],
-        "rows": [],
-    }
+    view = page_of(
+        context,
+        sentences=[*map(_sentence, scaling.fits), *_remarks(scaling)],
+        suites=[suite],
+        legend=f"{_pairs(scaling)}; seconds are of both trainings.",
+        reading=_READING,
+    )
     record = {
         **record_of(context, view),
         "plan": scaling.plan.model_dump(mode="json"),
@@ -171,25 +164,24 @@ def _laws_table(scaling: Scaling) -> dict[str, Any]:
         law = fit.law
         values = {name: (f"{getattr(law, name):.3g}", ends) for name, ends in fit.ends.items()}
         cells = [
-            _cell(values[name][0], values[name][1]) if name in values else _cell("")
-            for name in ("a", "b", "floor")
+            _within(*values[name]) if name in values else cell("") for name in ("a", "b", "floor")
         ]
-        cells += [_cell(f"{law.r2:.4f}"), _cell(f"{fit.foretold:.4f}")]
-        cells += [_cell(f"{scaling.points[-1]['loss']:.4f}")]
+        cells += [cell(f"{law.r2:.4f}"), cell(f"{fit.foretold:.4f}")]
+        cells += [cell(f"{scaling.points[-1]['loss']:.4f}")]
         lines.append({"name": f"L = {fit.form}", "kind": "model", "cells": cells})
     for variable, law in PAPER.items():
-        cells = [_cell(f"{law.a}"), _cell(f"{law.b}"), _cell(""), _cell(f"{law.r2}")]
+        cells = [cell(f"{law.a}"), cell(f"{law.b}"), cell(""), cell(f"{law.r2}")]
         lines.append(
             {
                 "name": f"the paper's L = a {variable}^-b",
                 "kind": "",
-                "cells": [*cells, _cell(""), _cell("")],
+                "cells": [*cells, cell(""), cell("")],
             }
         )
     return {
         "title": "Laws, with 95 % intervals",
         "corner": "law",
-        "heads": _heads("a", "b", "floor", "R²", "foretold", "largest size"),
+        "heads": heads("a", "b", "floor", "R²", "foretold", "largest size"),
         "lines": lines,
     }
 
@@ -198,30 +190,25 @@ def _runs_table(scaling: Scaling) -> dict[str, Any]:
     lines = []
     for row in runs_of(scaling):
         cells = [
-            _cell(f"{row['N']:,}"),
-            _cell(f"{row['tokens'] / 1e6:.2f} M"),
-            _cell(f"{row['language_tokens'] / 1e6:.2f} M"),
-            _cell(f"{row['C']:.3g}"),
-            _cell(f"{row['loss']:.4f}", (row["low"], row["high"])),
-            _cell(f"{100 * row['accuracy']:.1f}"),
-            _cell("" if row["siblings"] is None else f"{row['siblings']:.4f}"),
-            _cell(f"{row['seconds']:.0f}"),
+            cell(f"{row['N']:,}"),
+            cell(f"{row['tokens'] / 1e6:.2f} M"),
+            cell(f"{row['language_tokens'] / 1e6:.2f} M"),
+            cell(f"{row['C']:.3g}"),
+            _within(f"{row['loss']:.4f}", (row["low"], row["high"])),
+            cell(f"{100 * row['accuracy']:.1f}"),
+            cell("" if row["siblings"] is None else f"{row['siblings']:.4f}"),
+            cell(f"{row['seconds']:.0f}"),
         ]
         lines.append({"name": row["run"], "kind": "", "cells": cells})
     return {
         "title": "Runs: ids in millions, accuracy in %",
         "corner": "run",
-        "heads": _heads(
+        "heads": heads(
             "N", "ids", "ids of language", "C", "loss", "accuracy", "siblings' loss", "seconds"
         ),
         "lines": lines,
     }
 
 
-def _heads(*names: str) -> list[Mapping[str, str]]:
-    return [{"name": name, "size": ""} for name in names]
-
-
-def _cell(value: str, ends: tuple[float, float] | None = None) -> dict[str, str]:
-    shown = f"[{ends[0]:.3g}, {ends[1]:.3g}]" if ends else ""
-    return {"value": value, "ends": shown, "note": "", "mark": ""}
+def _within(value: str, ends: tuple[float, float]) -> dict[str, str]:
+    return cell(value, f"[{ends[0]:.3g}, {ends[1]:.3g}]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks import pretraining_value as bench
 from benchmarks.pretraining_value_items import groups_of, read_judgements
+from benchmarks.pretraining_value_report import write_value_report
 
 
 def preference(prompt: str, a: str, b: str, verdict: str) -> dict:
@@ -132,9 +134,12 @@ def test_the_table_shows_only_what_is_there_whole(tmp_path):
         (bench.BLIND, "without a reference"): 0.5,
     }
     assert rows[0]["lead"]["value"] == pytest.approx(2 / 3, abs=1e-4)
-    table = bench.written(rows)
-    assert "Pre-training at 50: +66.7 points" in table
-    assert "POLAR-7B" in table
+    pages = {kind: path.read_text() for kind, path in write_value_report(tmp_path, rows).items()}
+    for kind in ("md", "html"):
+        assert "Pre-training at 50: +66.7 points" in pages[kind]
+        assert "POLAR-7B" in pages[kind]
+    assert f"| {bench.PLAIN} | 33.3 [33.3, 33.3] | " in pages["md"]
+    assert json.loads(pages["json"])["rows"][0]["scorer"] == bench.FULL
 
 
 def test_the_rate_that_did_best_beside_the_lesson_is_taken_and_not_tried_again(
