@@ -10,7 +10,6 @@ from typing import Any
 
 import dagster as dg
 
-from assets.corpus import sources_of
 from assets.staleness import CONFIG_TAG
 from assets.workspace import Workspace
 from pipelines.balance import LEAKAGE_SQL
@@ -176,7 +175,7 @@ def _label_shares(workspace: Workspace, lake: Lake) -> Found:
     from pipelines.pairs_balance import label_shares
 
     low, high = SAME_POLICY_BOUNDS
-    sources = sql_list(sources_of(workspace))
+    sources = sql_list(workspace.sources)
     counts = lake.query(f"from counts where stage = 'pairs' and source in ({sources})")
     rows = [
         row

@@ -49,7 +49,7 @@ class BackboneSettings(Settings):
 class RunConfig(Settings):
     """One corpus and what is trained on it: `pool` (rollouts) or `recorded` (existing answers)."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=63)
     pool: str | None = Field(default=None, description="pool file, relative to this one")
     engine: Literal["local", "vllm"] | None = Field(
         default=None, description="what answers for folders of weights, whatever the pool says"

@@ -36,13 +36,6 @@ from pipelines.prompt_sources import LISTED
 MANY_ANSWERS = 200_000  # from here on several processes are worth their start
 
 
-def sources_of(workspace: Workspace) -> list[str]:
-    """The prompt sources of this configuration: what its stages read and replace."""
-    if not workspace.config.is_recorded:
-        return [workspace.pool.source]
-    return json.loads(workspace.sources_file.read_text(encoding="utf-8"))
-
-
 def fresh_work(workspace: Workspace, name: str) -> Path:
     """An empty folder for a stage's files."""
     work = workspace.work_dir / name
@@ -120,7 +113,7 @@ def duplicates(
     work = fresh_work(workspace, "duplicates")
     texts = work / "texts.parquet"
     with workspace.lake() as lake:
-        sources = sources_of(workspace)
+        sources = workspace.sources
         settings, index = workspace.config.dedup, workspace.dedup_index
         answers = (
             "trajectories t join prompts p using (prompt_id) "
@@ -194,7 +187,7 @@ def pairs(
 
     work = fresh_work(workspace, "pairs")
     with workspace.lake() as lake:
-        sources = sources_of(workspace)
+        sources = workspace.sources
         answers = lake.copy(input_sql(sources, workspace.signatures), work / "answers.parquet")
         result = make_pairs(
             work / "answers.parquet",
@@ -296,7 +289,7 @@ def groups(
 
     work = fresh_work(workspace, "groups")
     with workspace.lake() as lake:
-        sources = sources_of(workspace)
+        sources = workspace.sources
         lake.copy(input_sql(sources), work / "answers.parquet")
         before = lake.snapshot()
         found, counts = make_groups(

@@ -7,7 +7,6 @@ import dagster as dg
 import pyarrow as pa
 
 from assets import plots
-from assets.corpus import sources_of
 from assets.digests import digest
 from assets.results import AUTHOR, made, progress_of, table_link
 from assets.stages import asset_kwargs
@@ -134,7 +133,7 @@ def report_context(workspace: Workspace) -> ReportContext:
         balance = lake.query(
             "select split, label, sum(rows)::bigint as rows from counts "
             f"where stage = 'pairs' and what = 'out' and source in "
-            f"({sql_list(sources_of(workspace))}) group by all order by all"
+            f"({sql_list(workspace.sources)}) group by all order by all"
         ).to_pylist()
     data = " --data FOLDER" if workspace.config.is_recorded else ""
     return ReportContext(

@@ -10,7 +10,7 @@ from assets import plots
 from assets.progress import Progress
 from assets.results import AUTHOR, count_plot, made, progress_of, replace_counts, table_link
 from assets.stages import asset_kwargs, stage_making
-from assets.staleness import UNMADE, last_of_pool, maker_of, unmade_of
+from assets.staleness import UNMADE, last_of_sources, maker_of, unmade_of
 from assets.workspace import Workspace
 from pipelines import ids
 from pipelines.attach import quoted
@@ -91,7 +91,7 @@ def prompts(
         ConfigError: answers that another configuration made would go with their prompts.
     """
     source = workspace.pool.source
-    latest = last_of_pool(workspace, context.instance, stage_making(workspace, "prompts"))
+    latest = last_of_sources(workspace, context.instance, stage_making(workspace, "prompts"))
     with workspace.lake() as lake:
         before = lake.query(
             "select prompt_id, text, prompt_group from prompts where source = ?", [source]

@@ -12,7 +12,7 @@ from assets import plots
 from assets.digests import digest
 from assets.progress import Progress, log_progress
 from assets.stages import stage_making
-from assets.staleness import CONFIG_TAG, PROVENANCE, SOURCE_TAG, provenance, source_of
+from assets.staleness import CONFIG_TAG, PROVENANCE, SOURCES, provenance
 from assets.workspace import Workspace
 from pipelines.labels import sql_list
 from pipelines.lake import Replace
@@ -38,12 +38,14 @@ def made(
     stage = stage_making(workspace, key)
     partition = context.partition_key if context.has_partition_key else None
     now = provenance(workspace, context.instance, stage, partition)
-    source = source_of(workspace, stage)
+    told: dict[str, Any] = {**metadata, PROVENANCE: dg.MetadataValue.json(now)}
+    if stage.group in ("pool", "corpus"):
+        told[SOURCES] = dg.MetadataValue.json(workspace.sources)
     return dg.MaterializeResult(
         asset_key=key,
-        metadata={**metadata, PROVENANCE: dg.MetadataValue.json(now)},
+        metadata=told,
         data_version=dg.DataVersion(digest(now)),
-        tags={CONFIG_TAG: workspace.config.name} | ({SOURCE_TAG: source} if source else {}),
+        tags={CONFIG_TAG: workspace.config.name},
     )
 
 

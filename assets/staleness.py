@@ -2,7 +2,7 @@
 
 A stage is stale when its code, its settings or a stage upstream differ from what its last
 materialisation for this configuration was made with, when its files are gone, when one of its
-blocking checks failed, or when another configuration of the same pool has made the rows anew with
+blocking checks failed, or when another configuration of the same source has made the rows anew with
 something else. Which stages there are is in stages.py.
 """
 
@@ -23,8 +23,8 @@ from assets.stages import Stage, stage_making
 from assets.workspace import Workspace
 
 CONFIG_TAG = "polar/config"
-SOURCE_TAG = "polar/source"
-"""The pool whose rows were made; configurations of one pool replace each other's."""
+SOURCES = "sources"
+"""Metadata: whose rows were made; configurations of one source replace each other's."""
 UNMADE = "answers removed in snapshot"
 """Metadata of prompts: when answers last went with their prompts. It is part of the fingerprint,
 so that prompts that come back are answered again."""
@@ -65,41 +65,31 @@ def last_made(
 ) -> EventLogRecord | None:
     """The last materialisation for this configuration."""
     for record in _newest(instance, stage, partition):
-        if _tags(record).get(CONFIG_TAG) == workspace.config.name:
+        if maker_of(record) == workspace.config.name:
             return record
     return None
 
 
-def last_of_pool(
+def last_of_sources(
     workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
 ) -> EventLogRecord | None:
-    """The last materialisation of rows of this configuration's pool, whichever made it."""
+    """The last materialisation of rows of this configuration's sources, whichever made it."""
+    own = set(workspace.sources) if stage.group in ("pool", "corpus") else set()
     for record in _newest(instance, stage, partition):
-        tags = _tags(record)
-        if tags.get(CONFIG_TAG) == workspace.config.name or (
-            SOURCE_TAG in tags and tags[SOURCE_TAG] == source_of(workspace, stage)
-        ):
+        if maker_of(record) == workspace.config.name or own & set(_metadata(record, SOURCES, [])):
             return record
     return None
 
 
 def maker_of(record: EventLogRecord | None) -> str | None:
     """The name of the configuration that a materialisation was for."""
-    return _tags(record).get(CONFIG_TAG) if record else None
-
-
-def source_of(workspace: Workspace, stage: Stage) -> str | None:
-    """The pool whose rows a stage makes; None where they are of a configuration alone."""
-    if workspace.config.is_recorded or stage.group not in ("pool", "corpus"):
-        return None
-    return workspace.pool.source
+    event = record.asset_materialization if record else None
+    return (event.tags or {}).get(CONFIG_TAG) if event else None
 
 
 def unmade_of(record: EventLogRecord | None) -> int | None:
     """The snapshot in which answers last went with their prompts, as the record says."""
-    event = record.asset_materialization if record else None
-    value = event.metadata.get(UNMADE) if event else None
-    return int(value.value) if value is not None else None  # type: ignore[arg-type]
+    return _metadata(record, UNMADE, None)
 
 
 def _newest(
@@ -114,9 +104,10 @@ def _newest(
     ).records
 
 
-def _tags(record: EventLogRecord) -> Mapping[str, str]:
-    event = record.asset_materialization
-    return (event.tags if event else None) or {}
+def _metadata(record: EventLogRecord | None, name: str, default: Any) -> Any:
+    event = record.asset_materialization if record else None
+    value = event.metadata.get(name) if event else None
+    return value.value if value is not None else default
 
 
 def last_provenance(
@@ -127,9 +118,8 @@ def last_provenance(
 
 
 def _provenance_of(record: EventLogRecord | None) -> dict[str, Any] | None:
-    event = record.asset_materialization if record else None
-    value = event.metadata.get(PROVENANCE) if event else None
-    return dict(value.value) if value is not None else None  # type: ignore[arg-type]
+    value = _metadata(record, PROVENANCE, None)
+    return dict(value) if value is not None else None
 
 
 def why_stale(
@@ -145,7 +135,7 @@ def why_stale(
     changed = [name for name in now if now[name] != made.get(name)]
     if changed:
         return "changed: " + ", ".join(changed)
-    latest = last_of_pool(workspace, instance, stage, partition)
+    latest = last_of_sources(workspace, instance, stage, partition)
     if _provenance_of(latest) != made:
         return f"replaced by the configuration {maker_of(latest)!r}"
     gone = [path for path in stage.files(workspace) if not path.exists()]

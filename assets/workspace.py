@@ -5,6 +5,7 @@ Paths and openings only; what the configuration may say is in `config.py`.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -212,6 +213,14 @@ class Workspace:
     def signatures(self) -> Path:
         """MinHash signatures of this configuration's answers, for `pairs` and `polar similar`."""
         return self.dedup_index / "signatures"
+
+    @property
+    def sources(self) -> list[str]:
+        """Whose rows the stages read and replace; of recorded data, none before it is read."""
+        if not self.config.is_recorded:
+            return [self.pool.source]
+        file = self.sources_file
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
     @property
     def sources_file(self) -> Path:

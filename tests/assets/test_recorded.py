@@ -70,6 +70,21 @@ def test_a_place_is_not_part_of_the_data(tmp_path: Path):
     assert moved.plan("trajectories") == {}
 
 
+def test_answers_of_a_source_that_another_configuration_read_are_read_again(tmp_path: Path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one = records(tmp_path / "one", tmp_path / "home")
+    two = records(tmp_path / "two", tmp_path / "home", lines()[:200])
+    two.edit("records.yaml", name="fewer")
+    for home, answers in ((one, 400), (two, 200)):
+        assert home.run("trajectories").ok
+        assert in_source(home, "small", "trajectories") == answers
+    assert two.plan("trajectories") == {}
+    assert one.plan("trajectories") == {"recorded": "replaced by the configuration 'fewer'"}
+    assert one.run("trajectories").ok
+    assert in_source(one, "small", "trajectories") == 400
+
+
 @pytest.mark.slow
 def test_bad_lines_are_set_aside_with_their_place_and_the_rest_goes_on(tmp_path: Path):
     good = lines()
