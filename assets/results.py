@@ -39,7 +39,7 @@ def made(
     partition = context.partition_key if context.has_partition_key else None
     now = provenance(workspace, context.instance, stage, partition)
     told: dict[str, Any] = {**metadata, PROVENANCE: dg.MetadataValue.json(now)}
-    if stage.group in ("pool", "corpus"):
+    if stage.of_sources:
         told[SOURCES] = dg.MetadataValue.json(workspace.sources)
     return dg.MaterializeResult(
         asset_key=key,

@@ -40,6 +40,11 @@ class Stage:
     idle: Callable[[Workspace], str | None] = lambda _: None  # why there is nothing to do
 
     @property
+    def of_sources(self) -> bool:
+        """Whether its rows in the lake are of the sources, which configurations may share."""
+        return self.group in ("pool", "corpus")
+
+    @property
     def assets(self) -> tuple[str, ...]:
         """The asset names that this stage materialises."""
         return self.outputs or (self.name,)

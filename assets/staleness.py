@@ -64,21 +64,14 @@ def last_made(
     workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
 ) -> EventLogRecord | None:
     """The last materialisation for this configuration."""
-    for record in _newest(instance, stage, partition):
-        if maker_of(record) == workspace.config.name:
-            return record
-    return None
+    return _own(workspace, _newest(instance, stage, partition))
 
 
 def last_of_sources(
     workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, partition: str | None = None
 ) -> EventLogRecord | None:
     """The last materialisation of rows of this configuration's sources, whichever made it."""
-    own = set(workspace.sources) if stage.group in ("pool", "corpus") else set()
-    for record in _newest(instance, stage, partition):
-        if maker_of(record) == workspace.config.name or own & set(_metadata(record, SOURCES, [])):
-            return record
-    return None
+    return _of_sources(workspace, stage, _newest(instance, stage, partition))
 
 
 def maker_of(record: EventLogRecord | None) -> str | None:
@@ -102,6 +95,22 @@ def _newest(
         ),
         limit=100,
     ).records
+
+
+def _own(workspace: Workspace, records: Sequence[EventLogRecord]) -> EventLogRecord | None:
+    return next((r for r in records if maker_of(r) == workspace.config.name), None)
+
+
+def _of_sources(
+    workspace: Workspace, stage: Stage, records: Sequence[EventLogRecord]
+) -> EventLogRecord | None:
+    sources = set(workspace.sources) if stage.of_sources else set()
+    for record in records:
+        if maker_of(record) == workspace.config.name:
+            return record
+        if sources & set(_metadata(record, SOURCES, [])):
+            return record
+    return None
 
 
 def _metadata(record: EventLogRecord | None, name: str, default: Any) -> Any:
@@ -128,14 +137,15 @@ def why_stale(
     """Why a stage (or one partition of it) has to be made; None when it is current or idle."""
     if stage.idle(workspace):
         return None
-    made = last_provenance(workspace, instance, stage, partition)
+    records = _newest(instance, stage, partition)
+    made = _provenance_of(_own(workspace, records))
     if made is None:
         return "never made"
     now = provenance(workspace, instance, stage, partition)
     changed = [name for name in now if now[name] != made.get(name)]
     if changed:
         return "changed: " + ", ".join(changed)
-    latest = last_of_sources(workspace, instance, stage, partition)
+    latest = _of_sources(workspace, stage, records)
     if _provenance_of(latest) != made:
         return f"replaced by the configuration {maker_of(latest)!r}"
     gone = [path for path in stage.files(workspace) if not path.exists()]
