@@ -2,6 +2,7 @@
 
     make bench-pretraining-value                            # or, with choices of one's own:
     python -m benchmarks.pretraining_value [--pretrained FOLDER] [--start FOLDER] [--minutes 600]
+        [--processes 2]
 
 Three arms are fine-tuned on the same judgements and measured on the same others: from the
 pre-trained checkpoint of `bench-real-pool`, from random weights of the same shape (all that this
@@ -12,21 +13,25 @@ intervals resample prompt groups. Each arm has the rate, of three, at which 50 j
 most about others that are not measured in that fold.
 
 Every fine-tuning leaves its outcomes in POLAR_HOME/pretraining-value and is not made again: stop it
-whenever you like. The last line is JSON; the table is in `report.html` there, beside the paper's.
+whenever you like. A process has one thread, which is faster than one process with all of them. The
+last line is JSON; the table is in `report.html` there, beside the paper's.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
-import shutil
+import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import joblib
 import numpy as np
 import pyarrow.parquet as pq
 import torch
@@ -44,6 +49,7 @@ from trainer.settings import TrainSettings
 from trainer.template import Limits
 
 ARMS = (FULL, PLAIN, BLIND)
+FITTED = "rulers"
 RULERS = ("length", "tfidf", "surface_logistic", "surface_boosting")
 SIZES: tuple[int | None, ...] = (50, 200, None)  # None: all
 SEEDS = (0, 1, 2)
@@ -74,25 +80,25 @@ class Part(NamedTuple):
 
 def main() -> None:
     given = parser().parse_args()
-    torch.set_num_threads(given.threads)
     judgements, counts = read_judgements(given.data)
     print(dict(sorted(counts.items())), file=sys.stderr)
     home = polar_home() / "pretraining-value"
     given.start = given.start or untrained(given.pretrained, home / "untrained")
     folder = home / identity(given.pretrained, given.start)
     folder.mkdir(parents=True, exist_ok=True)
-    rates = {arm: rate_of(arm, judgements, folder, given) for arm in ARMS}
-    began, parts = time.monotonic(), list(all_parts())
-    for number, part in enumerate(parts):
-        if time.monotonic() - began > 60 * given.minutes:
-            print(f"{given.minutes:g} minutes are over; the same command goes on", file=sys.stderr)
-            break
-        made = fit(part, judgements, folder)
-        made += sum(run(part, arm, rates[arm], judgements, folder, given) for arm in ARMS)
-        if made:
-            each = (time.monotonic() - began) / (number + 1)
-            left = each * (len(parts) - number - 1) / 60
-            print(f"{part.name}: done; about {left:.0f} min left", file=sys.stderr, flush=True)
+    workers = joblib.Parallel(
+        given.processes, return_as="generator_unordered", pre_dispatch=given.processes
+    )
+    choose = joblib.delayed(functools.partial(rate_of, folder=folder, given=given))
+    rates = dict(workers(choose(arm) for arm in ARMS))
+    left = [each for each in all_work() if not kept(folder, *each).is_file()]
+    make = joblib.delayed(functools.partial(run, rates=rates, folder=folder, given=given))
+    began, cost = time.monotonic(), functools.partial(forward_passes, len(judgements))
+    done, whole = 0.0, sum(map(cost, left))
+    for part, scorer in workers(make(*each) for each in until(given.minutes, left)):
+        done += cost((part, scorer))
+        rest = (time.monotonic() - began) / 60 * (whole / done - 1)
+        print(f"{scorer}, {part.name}: done; {rest:.0f} min left", file=sys.stderr, flush=True)
     found = results(judgements, folder)
     paths = write_value_report(folder, found)
     print(paths["md"].read_text(encoding="utf-8"))
@@ -106,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--pretrained", type=Path, default=home / PHASES[-1].name)
     parser.add_argument("--start", type=Path, help="weights of the arms that are not pre-trained")
     parser.add_argument("--minutes", type=float, default=600)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     return parser
 
 
@@ -127,12 +133,35 @@ def identity(*folders: Path) -> str:
     return total.hexdigest()
 
 
-def all_parts() -> Iterator[Part]:
+def all_work() -> Iterator[tuple[Part, str]]:
     """Small sets first, and every fold of a seed before the next seed."""
     for size in SIZES:
         for seed in SEEDS:
             for fold in range(FOLDS):
-                yield Part(size, seed, fold)
+                for scorer in (FITTED, *ARMS):
+                    yield Part(size, seed, fold), scorer
+
+
+def forward_passes(total: int, work: tuple[Part, str]) -> float:
+    """Roughly what a part costs, in judgements that are read once; learning reads them thrice."""
+    part, scorer = work
+    learned = part.size or total * (FOLDS - 1) / FOLDS
+    return 1.0 if scorer == FITTED else 3 * learned * EPOCHS[part.size] + total / FOLDS
+
+
+def until(minutes: float, work: Iterable[tuple[Part, str]]) -> Iterator[tuple[Part, str]]:
+    """Work as long as there is time."""
+    end = time.monotonic() + 60 * minutes
+    for each in work:
+        if time.monotonic() > end:
+            print(f"{minutes:g} minutes are over; the same command goes on", file=sys.stderr)
+            return
+        yield each
+
+
+def kept(folder: Path, part: Part, scorer: str) -> Path:
+    """Where the outcomes of an arm, or of all rulers, are."""
+    return folder / f"{scorer.replace(' ', '_')}-{part.name}.npz"
 
 
 def shuffled(judgements: list[Judgement], part: Part) -> list[Judgement]:
@@ -153,10 +182,9 @@ def measured(judgements: list[Judgement], fold: int, *, reference: bool) -> list
     return [j for j in own if j.reference is not None] if reference else own
 
 
-def rate_of(
-    arm: str, judgements: list[Judgement], folder: Path, given: argparse.Namespace
-) -> float:
-    """The best rate for an arm on judgements beside a lesson of 50; what each did is kept."""
+def rate_of(arm: str, *, folder: Path, given: argparse.Namespace) -> tuple[str, float]:
+    """An arm's best rate on judgements beside a lesson of 50; what each did is kept."""
+    judgements, _ = read_judgements(given.data)
     file = folder / f"rates-{arm.replace(' ', '_')}.json"
     tried: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
     part = Part(SIZES[0], SEEDS[0], 0)
@@ -169,7 +197,7 @@ def rate_of(
             tried[str(rate)] = _macro(others, {arm: outcomes}, arm, None)["value"]
             file.write_text(json.dumps(tried))
             print(f"{arm}, rate {rate:g}: {tried[str(rate)]:.3f}", file=sys.stderr, flush=True)
-    return max(RATES, key=lambda rate: tried[str(rate)])
+    return arm, max(RATES, key=lambda rate: tried[str(rate)])
 
 
 def fine_tuned(
@@ -182,9 +210,7 @@ def fine_tuned(
     given: argparse.Namespace,
 ) -> np.ndarray:
     """Fine-tune an arm; whether it then prefers the better answer of each judgement held out."""
-    groups, out = folder / "groups.parquet", folder / "run"
-    shutil.rmtree(out, ignore_errors=True)
-    pq.write_table(groups_of(learned, reference=arm != BLIND, split="train"), groups)
+    torch.set_num_threads(1)
     settings = TrainSettings(
         lr=rate,
         epochs=EPOCHS[part.size],
@@ -194,48 +220,44 @@ def fine_tuned(
         max_response_length=LIMITS.max_response_length,
     )
     start = given.pretrained if arm == FULL else given.start
-    train([groups], start, out, settings, stage="finetune")
-    table = groups_of(held_out, reference=arm != BLIND, split="eval")
-    scores = np.array(Scorer.load(out).score_groups(table))
-    shutil.rmtree(out)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="unfinished-") as scratch:
+        groups, out = Path(scratch) / "groups.parquet", Path(scratch) / "run"
+        pq.write_table(groups_of(learned, reference=arm != BLIND, split="train"), groups)
+        train([groups], start, out, settings, stage="finetune")
+        table = groups_of(held_out, reference=arm != BLIND, split="eval")
+        scores = np.array(Scorer.load(out).score_groups(table))
     return (np.sign(scores[:, 0] - scores[:, 1]) + 1) / 2
 
 
 def run(
-    part: Part,
-    arm: str,
-    rate: float,
-    judgements: list[Judgement],
-    folder: Path,
-    given: argparse.Namespace,
-) -> bool:
-    """Fine-tune an arm on a part and keep the outcomes; False where that is done already."""
-    file = folder / f"{arm.replace(' ', '_')}-{part.name}.npz"
-    if file.is_file():
-        return False
+    part: Part, scorer: str, *, rates: dict[str, float], folder: Path, given: argparse.Namespace
+) -> tuple[Part, str]:
+    """Fine-tune an arm on a part, or fit the rulers, and keep the outcomes."""
+    judgements, _ = read_judgements(given.data)
     learned = lesson(judgements, part)
-    held_out = measured(judgements, part.fold, reference=arm != BLIND)
-    keep(file, {arm: fine_tuned(part, arm, rate, learned, held_out, folder, given)})
-    return True
+    held_out = measured(judgements, part.fold, reference=scorer != BLIND)
+    if scorer == FITTED:
+        outcomes = fitted(part, learned, held_out)
+    else:
+        rate = rates[scorer]
+        outcomes = {scorer: fine_tuned(part, scorer, rate, learned, held_out, folder, given)}
+    keep(kept(folder, part, scorer), outcomes)
+    return part, scorer
 
 
-def fit(part: Part, judgements: list[Judgement], folder: Path) -> bool:
-    """Fit the rulers on a part and keep the outcomes; False where that is done already."""
-    file = folder / f"rulers-{part.name}.npz"
-    if file.is_file():
-        return False
-    learned = groups_of(lesson(judgements, part), reference=True, split="train")
-    fitted = fit_rulers(compare(read_rows(learned)), RULERS, seed=part.seed)
-    held_out = measured(judgements, part.fold, reference=True)
+def fitted(
+    part: Part, learned: list[Judgement], held_out: list[Judgement]
+) -> dict[str, np.ndarray]:
+    """Fit the rulers; whether each then prefers the better answer."""
+    lessons = compare(read_rows(groups_of(learned, reference=True, split="train")))
     comparisons = compare(read_rows(groups_of(held_out, reference=True, split="eval")))
-    outcomes = {name: ruler(comparisons.items) for name, ruler in fitted.items()}
-    keep(file, {name: comparisons.outcomes(scores) for name, scores in outcomes.items()})
-    return True
+    rulers = fit_rulers(lessons, RULERS, seed=part.seed)
+    return {name: comparisons.outcomes(ruler(comparisons.items)) for name, ruler in rulers.items()}
 
 
 def keep(file: Path, outcomes: dict[str, np.ndarray]) -> None:
     """Write outcomes whole or not at all."""
-    draft = file.with_name("draft.npz")
+    draft = file.with_suffix(".draft.npz")
     np.savez(draft, **outcomes)
     draft.replace(file)
 
@@ -267,12 +289,11 @@ def _gathered(
     with_reference = np.array([j.reference is not None for j in judgements])
     folds = np.array([j.fold for j in judgements])
     outcomes, others = {}, None
-    for arm in (*ARMS, "rulers"):
+    for arm in (*ARMS, FITTED):
         sums: dict[str, np.ndarray] = {}
         for seed in SEEDS:
             for fold in range(FOLDS):
-                part = Part(size, seed, fold)
-                file = folder / f"{arm.replace(' ', '_')}-{part.name}.npz"
+                file = kept(folder, Part(size, seed, fold), arm)
                 if not file.is_file():
                     break
                 rows = folds == fold

@@ -8,6 +8,7 @@ and was beaten by none. Where there is none of these, only an arm without refere
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Judgement:
         return int(digest[:12], 16) % FOLDS
 
 
+@functools.cache
 def read_judgements(data: Path) -> tuple[list[Judgement], Counter[str]]:
     """All judgements in a fixed order, and counts of what was read, left out and found."""
     prompts = {row["prompt_id"]: row for row in pq.read_table(data / "prompts.parquet").to_pylist()}

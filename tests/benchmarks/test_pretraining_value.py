@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from assets.home import PROJECT
 from benchmarks import pretraining_value as bench
 from benchmarks.pretraining_value_items import groups_of, read_judgements
 from benchmarks.pretraining_value_report import write_value_report
@@ -123,8 +128,8 @@ def test_the_table_shows_only_what_is_there_whole(tmp_path):
             for arm in bench.ARMS:
                 own = bench.measured(judgements, fold, reference=arm != bench.BLIND)
                 value = {bench.FULL: 1.0, bench.PLAIN: float(seed == 0), bench.BLIND: 0.5}[arm]
-                name = f"{arm.replace(' ', '_')}-{bench.Part(50, seed, fold).name}.npz"
-                np.savez(tmp_path / name, **{arm: np.full(len(own), value)})
+                file = bench.kept(tmp_path, bench.Part(50, seed, fold), arm)
+                np.savez(file, **{arm: np.full(len(own), value)})
     rows = bench.results(judgements, tmp_path)
     seen = {(row["scorer"], row["on"]): row["value"] for row in rows}
     assert seen == {
@@ -154,13 +159,16 @@ def test_the_rate_that_did_best_beside_the_lesson_is_taken_and_not_tried_again(
         return np.full(len(held_out), {1e-4: 0.5, 5e-4: 0.8, 2e-3: 0.7}[rate])
 
     monkeypatch.setattr(bench, "fine_tuned", fine_tuned)
+    monkeypatch.setattr(bench, "read_judgements", lambda _: (judgements, {}))
+    given = argparse.Namespace(data=None)
     for _ in range(2):
-        assert bench.rate_of(bench.PLAIN, judgements, tmp_path, None) == 5e-4
+        found = bench.rate_of(bench.PLAIN, folder=tmp_path, given=given)
+        assert found == (bench.PLAIN, 5e-4)
     assert seen == list(bench.RATES)
 
 
 @pytest.mark.slow
-def test_every_arm_runs_once(tmp_path):
+def test_it_goes_on_where_it_was_stopped_with_every_scorer_once(tmp_path):
     from tests.trainer.conftest import byte_level_tokenizer, tiny_llama
     from trainer.model import RewardModel
 
@@ -168,17 +176,39 @@ def test_every_arm_runs_once(tmp_path):
     tiny_llama(len(tokenizer), tie_word_embeddings=True).save_pretrained(tmp_path / "start")
     tokenizer.save_pretrained(tmp_path / "start")
     RewardModel.start(tmp_path / "start", wrapper="sft").save(tmp_path / "pretrained")
-    names = ["--pretrained", str(tmp_path / "pretrained"), "--start", str(tmp_path / "start")]
-    given = bench.parser().parse_args(names)
-    judgements = many({"s": 80, "t": 40})
+    prompts, rows = [], []
+    for i in range(150):
+        name = f"s/{i}"
+        prompts.append({"prompt_id": name, "prompt_group": name, "reference": "gold" * (i % 9 > 0)})
+        prompts[-1]["reference"] = prompts[-1]["reference"] or None
+        rows.append(preference(name, f"answer {i}", "no", "a"))
+    pq.write_table(pa.Table.from_pylist(prompts), tmp_path / "prompts.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "preferences.parquet")
+    triples = {"prompt_id": [], "response_1": [], "response_2": [], "response_3": []}
+    pq.write_table(pa.table(triples), tmp_path / "ranked_triples.parquet")
+
+    command = [sys.executable, "-m", "benchmarks.pretraining_value", "--data", str(tmp_path)]
+    command += ["--pretrained", str(tmp_path / "pretrained"), "--start", str(tmp_path / "start")]
+    command += ["--processes", "2", "--minutes", "0.01"]
+    own = {"POLAR_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    seen: dict[str, int] = {}
+    for times in range(1, 7):
+        ended = subprocess.run(
+            command, cwd=PROJECT, env=os.environ | own, capture_output=True, text=True, check=True
+        )
+        folder = Path(json.loads(ended.stdout.splitlines()[-1])["folder"])
+        found = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+        assert seen.items() <= found.items(), "an outcome was made again"
+        assert len(found) > len(seen)
+        assert "the same command goes on" in ended.stderr
+        assert times == 1 or "rate " not in ended.stderr, "a rate was tried again"
+        seen = found
+        if len(seen) >= 4:
+            break
     part = bench.Part(50, 0, 0)
-    assert bench.fit(part, judgements, tmp_path)
-    assert not bench.fit(part, judgements, tmp_path)
-    for arm in bench.ARMS:
-        assert bench.run(part, arm, 1e-3, judgements, tmp_path, given)
-        assert not bench.run(part, arm, 1e-3, judgements, tmp_path, given)
-    for arm in (*bench.ARMS, "rulers"):
-        with np.load(tmp_path / f"{arm.replace(' ', '_')}-{part.name}.npz") as found:
-            held_out = bench.measured(judgements, 0, reference=arm != bench.BLIND)
-            assert {len(found[name]) for name in found} == {len(held_out)}
-    assert not (tmp_path / "run").exists()
+    judgements, _ = read_judgements(tmp_path)
+    for scorer in (bench.FITTED, *bench.ARMS):
+        held_out = bench.measured(judgements, 0, reference=scorer != bench.BLIND)
+        with np.load(bench.kept(folder, part, scorer)) as outcomes:
+            assert {len(outcomes[name]) for name in outcomes} == {len(held_out)}
+    assert not list(folder.glob("unfinished-*"))
