@@ -36,6 +36,36 @@ class Authors:
     offset: Tensor
     between: Tensor
 
+    def positions(self, rows: list[list[int]], early: Tensor) -> Tensor:
+        """Where answers lie in the directions, (n, K)."""
+        wholes, begins = _Bags(rows), _Bags([row[: len(early)] for row in rows], early)
+        found = [
+            wholes.averages(some, self.tokens) @ self.whole.T
+            + begins.averages(some, self.tokens) @ self.begin.T
+            + (LENGTH / (LENGTH + wholes.sizes[some]))[:, None] * self.length
+            for some in torch.arange(len(rows)).split(4096)
+        ]
+        return torch.cat(found) + self.offset
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Of squared differences and of squared sums in the likelihood ratio, (K,) each.
+
+        Under one policy differences have variance 2 and sums 2 + 4 `between`, under two policies
+        both have 2 + 2 `between`.
+        """
+        same, other = 1 / (1 + 2 * self.between), 1 / (1 + self.between)
+        return (other - 1) / 4, (other - same) / 4
+
+    def likelihood(self, left: Tensor, right: Tensor) -> Tensor:
+        """Logarithm of the likelihood ratio of one policy against two, up to a constant.
+
+        Args:
+            left: (..., K) positions.
+            right: (..., K) positions.
+        """
+        differences, sums = self.weights()
+        return (left - right).square() @ differences + (left + right).square() @ sums
+
 
 def authors(
     rows: list[list[int]],

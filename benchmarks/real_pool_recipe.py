@@ -16,6 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,7 +26,7 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.preprocessing import normalize
 from transformers import AutoTokenizer
 
-from benchmarks.real_pool_start import first_weights
+from benchmarks.real_pool_start import Lesson, first_weights
 from benchmarks.real_pool_task import Pool, draw, groups_table
 from trainer.guided import Guide, GuidedSettings, train_guided
 from trainer.ids_cache import cached_ids
@@ -61,6 +62,8 @@ PHASES = (
     ),
 )
 NEGATIVES = 7
+PARTS, PART_GROUPS = 4, 1500
+"""Of the policies, each of which in turn says how much shared ids say; and its groups."""
 
 EDGE = 60
 """Characters of an answer's beginning and end that are compared on their own."""
@@ -158,7 +161,10 @@ def make(task: Any, folder: Path, *, minutes: float, threads: int, groups: int) 
     if not (start / "tokenizer.json").is_file():
         _, policies = np.unique(task.pool.policy[some].astype(str), return_inverse=True)
         texts = list(task.pool.text[some])
-        first_weights(tokenizer, start, texts, policies, context=CONTEXT, longest=LONGEST, **SIZE)
+        prompts = [task.pool.prompt_text[name] for name in task.pool.prompt[some]]
+        lessons = _apart(task, some)
+        shape = {"context": CONTEXT, "longest": LONGEST, **SIZE}
+        first_weights(tokenizer, start, texts, policies, prompts, lessons, **shape)
     for number, phase in enumerate(PHASES):
         out = folder / phase.name
         ids, guide = _lesson(task, folder, phase, tokenizer, groups, seed=100 + number)
@@ -176,6 +182,25 @@ def make(task: Any, folder: Path, *, minutes: float, threads: int, groups: int) 
         )
         start = out
     return final
+
+
+def _apart(task: Any, some: np.ndarray) -> list[Lesson]:
+    """For each part of the policy groups, answers of all others, and groups of its own.
+
+    Args:
+        task: whose pool is drawn from.
+        some: rows of the pool; what is returned counts in these.
+    """
+    part = np.array([crc32(name.encode()) % PARTS for name in task.pool.policy_group[some]])
+    place = np.full(len(task.pool.text), -1)
+    place[some] = np.arange(len(some))
+    lessons = []
+    for number in range(PARTS):
+        own, rest = np.sort(some[part == number]), np.flatnonzero(part != number)
+        apart = {"without": task.kept_apart, "among": own}
+        drawn = draw(task.pool, "seen", PART_GROUPS, seed=200 + number, **apart)
+        lessons.append((rest, place[np.array(drawn)]))
+    return lessons
 
 
 def _lesson(

@@ -140,6 +140,7 @@ def draw(
     seed: int = 1,
     kin: float = 0.0,
     without: set[frozenset[int]] | None = None,
+    among: np.ndarray | None = None,
 ) -> list[list[int]]:
     """Groups of a cell as rows of the pool: reference, positive, negatives.
 
@@ -155,9 +156,10 @@ def draw(
         seed: of the draws.
         kin: share of groups whose negatives come from the positive's own family first.
         without: pairs of reference and positive that must not be drawn.
+        among: rows to draw from, instead of all rows of the cell.
     """
     rng = np.random.default_rng([seed, list(CELLS).index(cell)])
-    choices = _choices(pool, cell)
+    choices = _choices(pool, pool.rows_of(cell) if among is None else among)
     drawn: list[list[int]] = []
     while len(drawn) < groups:
         policies = choices[int(rng.integers(len(choices)))]
@@ -209,11 +211,10 @@ def groups_table(pool: Pool, drawn: list[list[int]], cell: str, split: str) -> p
     return pa.Table.from_pylist(rows, GROUPS_SCHEMA)
 
 
-def _choices(pool: Pool, cell: str) -> list[list[np.ndarray]]:
-    """Per prompt of a cell the answers of every policy that has two or more there."""
-    own = pool.rows_of(cell)
+def _choices(pool: Pool, among: np.ndarray) -> list[list[np.ndarray]]:
+    """Per prompt the answers of every policy that has two or more there."""
     found: dict[str, dict[str, list[int]]] = {}
-    for row in own:
+    for row in among:
         found.setdefault(pool.prompt[row], {}).setdefault(pool.policy[row], []).append(int(row))
     choices = []
     for _, policies in sorted(found.items()):

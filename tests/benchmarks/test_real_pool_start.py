@@ -9,11 +9,12 @@ from transformers import AutoTokenizer
 
 from benchmarks import real_pool_start as start
 from benchmarks.real_pool_authors import KEPT, LENGTH, authors, token_features
+from benchmarks.real_pool_overlap import fit_overlap, fresh, numbers
 from trainer import decoder
 from trainer.language_model import train_tokenizer
 from trainer.model import RewardModel
 from trainer.packed import row_of
-from trainer.template import Limits, Template, Texts
+from trainer.template import SEPARATOR, Limits, Template, Texts
 
 WORDS = [f"{a}{b}{c}" for a in "bdfglm" for b in "aeiou" for c in "nrst"]
 
@@ -25,6 +26,17 @@ def answers(rng, policy, count):
     return [" ".join(words[: rng.integers(30, 51)]) for words in drawn]
 
 
+def groups(rng, policies, first, end):
+    """Rows of a reference, an answer of its policy and two of others, of policies in a range."""
+    found = []
+    for _ in range(100):
+        one, two, three = rng.choice(np.arange(first, end), 3, replace=False)
+        own = rng.choice(np.flatnonzero(policies == one), 2, replace=False)
+        others = [rng.choice(np.flatnonzero(policies == other)) for other in (two, three)]
+        found.append([*own, *others])
+    return np.array(found)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("start")
@@ -33,13 +45,15 @@ def made(tmp_path_factory):
     texts = [text for policy in range(60) for text in answers(rng, policy, 12)]
     tokenizer = train_tokenizer([*texts, "what?\n\n"], 500, folder / "tokenizer", context=1024)
     shape = {"hidden": 256, "layers": 3, "intermediate": 256, "context": 1024, "longest": 128}
-    start.first_weights(tokenizer, folder / "start", texts, policies, **shape)
+    lessons = [(np.flatnonzero(policies < 40), groups(rng, policies, 40, 60))]
+    prompts = ["what?"] * len(texts)
+    start.first_weights(tokenizer, folder / "start", texts, policies, prompts, lessons, **shape)
     network = AutoTokenizer.from_pretrained(tokenizer)
     known, breaks = token_features(network)
     lines = network([f"\n{text}" for text in texts], add_special_tokens=False)["input_ids"]
     rows = [row[:128] for row in lines]
-    sizes = (1 - start.CONSTANT - start.BREAK * breaks) ** 0.5
-    found = authors(rows, policies, np.clip(known, -3, 3), sizes, start.early(), seed=0)
+    space = start.room(breaks)
+    found = authors(rows, policies, np.clip(known, -3, 3), space, start.early(), seed=0)
     return folder / "start", found
 
 
@@ -78,6 +92,53 @@ def test_the_scored_id_holds_the_averages_of_both_answers_and_none_of_the_prompt
         held = state[width + side * KEPT : width + (side + 1) * KEPT]
         wanted = expected(found, tokenizer, text)
         assert np.corrcoef(held, wanted)[0, 1] > 0.9
+
+
+def flags(found, state):
+    """Per id, whether it is fresh in its half and whether the first half lacks it, as shares."""
+    at = found.tokens.shape[1] + 4 * KEPT + len(start.STEADY)  # evidence is the first entry there
+    return state[:, at + 13] / start.FAINT, state[:, at + 12] / start.FAINT
+
+
+@pytest.mark.parametrize("prompt", ["what?", " ".join(WORDS[:30])])
+def test_ids_know_whether_they_are_fresh_and_whether_the_reference_lacks_them(made, prompt):
+    folder, found = made
+    rng = np.random.default_rng(3)
+    reference, candidate = answers(rng, 100, 1)[0], answers(rng, 101, 1)[0]
+    network, pieces = encoded(folder, prompt, reference, [candidate])
+    ids = pieces[0][1][0].tolist()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    middle = ids.index(tokenizer.convert_tokens_to_ids(SEPARATOR))
+    with torch.inference_mode():
+        states = network.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    given = states[2][0]  # to layer 2
+    novel, lacking = (flag.numpy() for flag in flags(found, given))
+    for begin, end in ((1, middle), (middle + 1, len(ids) - 1)):
+        wanted = np.array([ids[i] not in ids[begin:i] for i in range(begin, end)])
+        assert np.abs(novel[begin:end] - wanted).mean() < 0.1
+        assert ((novel[begin:end] > 0.5) == wanted).mean() > 0.97
+    wanted = np.array([token not in ids[:middle] for token in ids[middle + 1 : -1]])
+    assert np.abs(lacking[middle + 1 : -1] - wanted).max() < 0.2
+
+
+def test_shared_ids_say_more_where_policies_are_not_known():
+    rng = torch.Generator().manual_seed(0)
+    likelihood = torch.randn(400, 3, generator=rng)
+    x = torch.rand(400, 3, 3, generator=rng)
+    x[:, 0, 0] *= 0.7  # the positive lacks less of the reference
+    found = fit_overlap(likelihood, x)
+    assert abs(found.ratio) < 0.2  # it is chance here
+    scores = found.evidence(likelihood, x)
+    assert (scores[:, :1] > scores[:, 1:]).float().mean() > 0.6
+    more = torch.tensor([[0.9, 0.5, 0.5], [0.1, 0.5, 0.5]])
+    less, much = found.evidence(torch.zeros(2), more)
+    assert much > less
+
+
+def test_shared_ids_are_counted_without_the_prompt_and_without_repetition():
+    reference, candidate = fresh([1, 2, 2, 3, 9], [9]), fresh([2, 4, 4, 9], [9])
+    absent, own, other = numbers(reference, candidate)
+    assert (absent, own, other) == (1 / 62, 60 / 62, 60 / 63)
 
 
 def test_answers_of_one_policy_score_higher_also_of_one_never_seen(made):
