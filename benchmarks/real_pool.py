@@ -1,7 +1,7 @@
 """Does a reward model from scratch tell real policies apart better than rulers do?
 
     make bench-real-pool                                        # or, with choices of one's own:
-    python -m benchmarks.real_pool [--data FOLDER] [--minutes 10] [--threads 2] [--only-rulers]
+    python -m benchmarks.real_pool [--data FOLDER] [--minutes 4] [--threads 2] [--only-rulers]
 
 The task and its sides are in `real_pool_task`, the recipe in `real_pool_recipe`. Every step leaves
 its result in POLAR_HOME/real-pool and is not made again; training goes on where it was stopped, and
@@ -65,7 +65,7 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=PROJECT.parent / "shared/data/open")
-    parser.add_argument("--minutes", type=float, default=10, help="of each thread, for training")
+    parser.add_argument("--minutes", type=float, default=4, help="of each thread, for training")
     parser.add_argument("--groups", type=int, default=4_000, help="drawn for each phase")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only-rulers", action="store_true", help="no training")
