@@ -77,7 +77,7 @@ bench-pairs: $(STAMP) ## A million trajectories to labelled pairs in the lake: A
 bench-lake: $(STAMP) ## Questions to a large lake, JSONL and hive Parquet: ARGS="--data DIR --pairs N".
 	@.venv/bin/python benchmarks/lake/bench.py $(ARGS)
 
-bench-real-pool: $(STAMP) ## Real policies told apart, from nothing in half an hour: ARGS="--minutes 4".
+bench-real-pool: $(STAMP) ## Real policies told apart, from nothing, within 90 minutes: ARGS="--minutes 4".
 	@.venv/bin/python -m benchmarks.real_pool $(ARGS)
 
 bench-pretraining-value: $(STAMP) ## What pre-training is worth on real preferences; resumable, hours.
