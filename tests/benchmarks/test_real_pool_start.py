@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from benchmarks import real_pool_heads as heads
 from benchmarks import real_pool_start as start
 from benchmarks.real_pool_authors import KEPT, LENGTH, authors, token_features
 from benchmarks.real_pool_overlap import fit_overlap, fresh, numbers
@@ -94,12 +95,6 @@ def test_the_scored_id_holds_the_averages_of_both_answers_and_none_of_the_prompt
         assert np.corrcoef(held, wanted)[0, 1] > 0.9
 
 
-def flags(found, state):
-    """Per id, whether it is fresh in its half and whether the first half lacks it, as shares."""
-    at = found.tokens.shape[1] + 4 * KEPT + len(start.STEADY)  # evidence is the first entry there
-    return state[:, at + 13] / start.FAINT, state[:, at + 12] / start.FAINT
-
-
 @pytest.mark.parametrize("prompt", ["what?", " ".join(WORDS[:30])])
 def test_ids_know_whether_they_are_fresh_and_whether_the_reference_lacks_them(made, prompt):
     folder, found = made
@@ -111,8 +106,9 @@ def test_ids_know_whether_they_are_fresh_and_whether_the_reference_lacks_them(ma
     middle = ids.index(tokenizer.convert_tokens_to_ids(SEPARATOR))
     with torch.inference_mode():
         states = network.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
-    given = states[2][0]  # to layer 2
-    novel, lacking = (flag.numpy() for flag in flags(found, given))
+    places = heads.State(network.config.hidden_size, found.tokens.shape[1])
+    given = states[2][0].numpy() / heads.FAINT  # to layer 2
+    novel, lacking = given[:, places.novel], given[:, places.lacking]
     for begin, end in ((1, middle), (middle + 1, len(ids) - 1)):
         wanted = np.array([ids[i] not in ids[begin:i] for i in range(begin, end)])
         assert np.abs(novel[begin:end] - wanted).mean() < 0.1
