@@ -146,7 +146,8 @@ def forward_passes(total: int, work: tuple[Part, str]) -> float:
     """Roughly what a part costs, in judgements that are read once; learning reads them thrice."""
     part, scorer = work
     learned = part.size or total * (FOLDS - 1) / FOLDS
-    return 1.0 if scorer == FITTED else 3 * learned * EPOCHS[part.size] + total / FOLDS
+    read = 0.0 if scorer == FITTED else 3 * learned * EPOCHS[part.size]
+    return read + total / FOLDS
 
 
 def until(minutes: float, work: Iterable[tuple[Part, str]]) -> Iterator[tuple[Part, str]]:
