@@ -194,11 +194,11 @@ def _apart(task: Any, some: np.ndarray) -> list[Lesson]:
     part = np.array([crc32(name.encode()) % PARTS for name in task.pool.policy_group[some]])
     place = np.full(len(task.pool.text), -1)
     place[some] = np.arange(len(some))
-    lessons = []
+    lessons, without = [], task.kept_apart
     for number in range(PARTS):
         own, rest = np.sort(some[part == number]), np.flatnonzero(part != number)
-        apart = {"without": task.kept_apart, "among": own}
-        drawn = draw(task.pool, "seen", PART_GROUPS, seed=200 + number, **apart)
+        seed = 200 + number
+        drawn = draw(task.pool, "seen", PART_GROUPS, seed=seed, without=without, among=own)
         lessons.append((rest, place[np.array(drawn)]))
     return lessons
 

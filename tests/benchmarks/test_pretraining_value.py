@@ -179,8 +179,8 @@ def test_it_goes_on_where_it_was_stopped_with_every_scorer_once(tmp_path):
     prompts, rows = [], []
     for i in range(150):
         name = f"s/{i}"
-        prompts.append({"prompt_id": name, "prompt_group": name, "reference": "gold" * (i % 9 > 0)})
-        prompts[-1]["reference"] = prompts[-1]["reference"] or None
+        gold = "gold" if i % 9 else None
+        prompts.append({"prompt_id": name, "prompt_group": name, "reference": gold})
         rows.append(preference(name, f"answer {i}", "no", "a"))
     pq.write_table(pa.Table.from_pylist(prompts), tmp_path / "prompts.parquet")
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "preferences.parquet")

@@ -67,6 +67,13 @@ def encoded(folder, prompt, reference, candidates):
     return model.network.eval(), [(np.array([], int), [np.array(row) for row in ids])]
 
 
+def two_answers(folder, prompt, seed):
+    """Answers of two policies never seen, with the model and their ids."""
+    rng = np.random.default_rng(seed)
+    reference, candidate = answers(rng, 100, 1)[0], answers(rng, 101, 1)[0]
+    return reference, candidate, *encoded(folder, prompt, reference, [candidate])
+
+
 def expected(found, tokenizer, text):
     """What the averages of an answer are in the kept directions."""
     ids = torch.tensor(tokenizer("\n" + text, add_special_tokens=False)["input_ids"])
@@ -79,9 +86,7 @@ def expected(found, tokenizer, text):
 @pytest.mark.parametrize("prompt", ["what?", " ".join(WORDS[:30])])
 def test_the_scored_id_holds_the_averages_of_both_answers_and_none_of_the_prompt(made, prompt):
     folder, found = made
-    rng = np.random.default_rng(1)
-    reference, candidate = answers(rng, 100, 1)[0], answers(rng, 101, 1)[0]
-    network, pieces = encoded(folder, prompt, reference, [candidate])
+    reference, candidate, network, pieces = two_answers(folder, prompt, seed=1)
     seen = []
     decoder.layers(network)[2].mlp.register_forward_pre_hook(lambda _m, x: seen.append(x[0]))
     with torch.inference_mode():
@@ -98,9 +103,7 @@ def test_the_scored_id_holds_the_averages_of_both_answers_and_none_of_the_prompt
 @pytest.mark.parametrize("prompt", ["what?", " ".join(WORDS[:30])])
 def test_ids_know_whether_they_are_fresh_and_whether_the_reference_lacks_them(made, prompt):
     folder, found = made
-    rng = np.random.default_rng(3)
-    reference, candidate = answers(rng, 100, 1)[0], answers(rng, 101, 1)[0]
-    network, pieces = encoded(folder, prompt, reference, [candidate])
+    _, _, network, pieces = two_answers(folder, prompt, seed=3)
     ids = pieces[0][1][0].tolist()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     middle = ids.index(tokenizer.convert_tokens_to_ids(SEPARATOR))
