@@ -5,6 +5,7 @@ Each asset reads the lake, calls one function of `pipelines`, and publishes in o
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assets import plots
@@ -318,6 +320,7 @@ def groups(
                     lake, path, wrapper=wrapper, split=split, sources=sources
                 )
     shutil.rmtree(work)
+    by_size = Counter(pc.list_value_length(found["candidates"]).to_pylist())
     return made(
         context,
         workspace,
@@ -326,6 +329,10 @@ def groups(
             "snapshot": snapshot,
             "files": dg.MetadataValue.path(str(workspace.groups_file("sft", "eval").parent)),
             "groups": plots.bars("groups by wrapper and split", written),
+            "groups of policies by candidates": plots.bars(
+                f"up to {workspace.config.groups.candidates} candidates, fewer where fewer can",
+                {str(size): n for size, n in sorted(by_size.items())},
+            ),
             "kept out": count_plot("kept out, by reason", counts),
             **table_link("triples"),
         },

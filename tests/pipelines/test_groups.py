@@ -49,7 +49,7 @@ def world(prompts=10, runs=4, steps=3, samples=4):
 
 configs = st.builds(
     GroupSettings,
-    candidates=st.integers(2, 4),
+    candidates=st.sampled_from([2, 3, 4, 16]),
     rounds=st.integers(1, 3),
     sibling_share=st.sampled_from([0.0, 0.5, 1.0]),
     length_matched_share=st.sampled_from([0.0, 0.5]),
