@@ -185,6 +185,9 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from parse_jsonl(lines, str(path))
 
 
+_ONE_A_LINE = "give one object a line, not one list of all (`jq -c '.[]'` makes lines)"
+
+
 def parse_jsonl(lines: Iterator[bytes], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """As `read_jsonl`, for any stream of lines; `name` opens each error."""
     for number, line in enumerate(lines, start=1):
@@ -193,10 +196,14 @@ def parse_jsonl(lines: Iterator[bytes], name: str) -> Iterator[tuple[int, dict[s
         try:
             record = json.loads(line)
         except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both
-            msg = f"{name}: line {number}: not UTF-8 JSON ({error}); mend or remove the line"
+            advice = _ONE_A_LINE if line.lstrip()[:1] == b"[" else "mend or remove the line"
+            msg = f"{name}: line {number}: not UTF-8 JSON ({error}); {advice}"
             raise BadGroupsError(msg) from error
         if not isinstance(record, dict):
-            msg = f"{name}: line {number}: {type(record).__name__} where an object is expected"
+            msg = (
+                f"{name}: line {number}: {type(record).__name__} where an object is expected; "
+                f"{_ONE_A_LINE}"
+            )
             raise BadGroupsError(msg)
         yield number, record
 

@@ -13,7 +13,7 @@ Shapes: T ids of the row, N candidates, E width of the network.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,10 @@ def ready(network: PreTrainedModel) -> bool:
     """Whether every layer is one of `LAYERS` and does nothing that `_layer` leaves out."""
     config = network.config
     return (
-        all(LAYERS & {kind.__name__ for kind in type(layer).__mro__} for layer in layers(network))
+        hasattr(network.base_model, "layers")
+        and all(
+            LAYERS & {kind.__name__ for kind in type(layer).__mro__} for layer in layers(network)
+        )
         and not getattr(config, "attention_dropout", 0.0)
         and not getattr(config, "attn_logit_softcapping", None)
         and not getattr(config, "use_bidirectional_attention", False)
@@ -71,8 +74,9 @@ def last_hidden(network: PreTrainedModel, row: Row) -> Tensor:
 
 
 def layers(network: PreTrainedModel) -> nn.ModuleList:
-    """The network's decoder layers, first to last."""
-    return cast(nn.ModuleList, network.base_model.layers)
+    """The network's decoder layers, first to last, whatever its authors call them."""
+    lists = (part for part in network.base_model.modules() if isinstance(part, nn.ModuleList))
+    return next(part for part in lists if len(part) == network.config.num_hidden_layers)
 
 
 def _install(network: PreTrainedModel) -> None:

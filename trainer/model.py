@@ -7,6 +7,7 @@ loads in plain transformers. How a batch is laid out belongs to `layout`, ids to
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +28,12 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from trainer.errors import BadCheckpointError
+from trainer.internlm2 import ARCHITECTURE
 from trainer.lora import merged
 from trainer.template import REWARD, SEPARATOR, Limits, Template, Wrapper
 
 RECORD = "polar.json"
+_CONVERT = "it is an official POLAR checkpoint: convert it, `python -m trainer convert {} OUT`"
 Stage = Literal["pretrain", "finetune"]
 
 
@@ -61,11 +64,24 @@ class Record(BaseModel):
 
 
 class RewardModel:
-    """A network with one score, its tokenizer and its record."""
+    """A network with one score, its tokenizer and its record.
+
+    Raises:
+        BadCheckpointError: the record's limits are beyond the network's positions. There, scores of
+            a network with dynamic rope would depend on what it scored before.
+    """
 
     def __init__(
         self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record
     ) -> None:
+        context = _context(network)
+        if context and record.max_length > context:
+            msg = (
+                f"max_length={record.max_length} is beyond the {context} positions of the network "
+                f"(max_position_embeddings); with settings, give max_length={context} and "
+                f"max_response_length={context // 4}, or leave both out"
+            )
+            raise BadCheckpointError(msg)
         self.network = network
         self.tokenizer = tokenizer
         self.record = record
@@ -96,8 +112,7 @@ class RewardModel:
             return cls(model.network, model.tokenizer, model.record.model_copy(update=changes))
         network, tokenizer = _open(Path(path), may_miss_head=True)
         marks = add_marks(network, tokenizer)
-        context = getattr(network.config, "max_position_embeddings", Limits.max_length)
-        limits = limits or Limits.for_context(context)
+        limits = limits or Limits.for_context(_context(network) or Limits.max_length)
         record = Record(
             wrapper=wrapper,
             separator=marks[0],
@@ -169,6 +184,7 @@ def read_record(path: Path) -> Record:
             if (path / "config.json").is_file()
             else "it holds no model at all: check the path, or whether its training has finished"
         )
+        kind = _CONVERT.format(path) if _is_official(path) else kind
         msg = f"{path}: not a POLAR checkpoint, {RECORD} is missing; {kind}"
         raise BadCheckpointError(msg)
     try:
@@ -187,6 +203,9 @@ def _open(path: Path, *, may_miss_head: bool) -> tuple[PreTrainedModel, PreTrain
     if not (path / "config.json").is_file():
         msg = f"{path}: config.json is missing; give the folder of a transformers checkpoint"
         raise BadCheckpointError(msg)
+    if _is_official(path):
+        msg = f"{path}: {_CONVERT.format(path)}"
+        raise BadCheckpointError(msg)
     try:
         config = AutoConfig.from_pretrained(path)
         config.num_labels = 1
@@ -198,6 +217,9 @@ def _open(path: Path, *, may_miss_head: bool) -> tuple[PreTrainedModel, PreTrain
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         msg = f"{path}: transformers cannot load it as a sequence classifier: {error}"
         raise BadCheckpointError(msg) from error
+    if config.get_text_config() is not config:
+        msg = f"{path}: it reads more than text; give the language model inside it, saved alone"
+        raise BadCheckpointError(msg)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.data = parameter.data.clone()  # a file's bytes lie anywhere: sums would vary
@@ -221,6 +243,20 @@ def _open(path: Path, *, may_miss_head: bool) -> tuple[PreTrainedModel, PreTrain
         msg = f"{path}: weights are not finite numbers: {_some(bad)}; use an earlier checkpoint"
         raise BadCheckpointError(msg)
     return network, tokenizer
+
+
+def _context(network: PreTrainedModel) -> int | None:
+    """The positions that a network was made for, if it says."""
+    return getattr(network.config, "max_position_embeddings", None)
+
+
+def _is_official(path: Path) -> bool:
+    """Whether a folder says that it is one of the official POLAR checkpoints."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return ARCHITECTURE in (config.get("architectures") or ())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 @contextmanager

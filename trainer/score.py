@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from trainer import decoder
 from trainer.data import parse_jsonl, text_of, texts_of
 from trainer.errors import BadGroupsError
 from trainer.layout import LAYOUTS, precision
@@ -32,13 +33,18 @@ WINDOW = 4096
 
 
 class Scorer:
-    """A checkpoint ready to score, in fp32 or, with ties, in bf16."""
+    """A checkpoint ready to score, in fp32 or, with ties, in bf16.
+
+    Items with the same prompt and reference share these, unless the network is of a kind for which
+    only a training run would check that this changes nothing.
+    """
 
     def __init__(
-        self, model: RewardModel, *, layout: str = "shared", precision: str = "fp32"
+        self, model: RewardModel, *, layout: str | None = None, precision: str = "fp32"
     ) -> None:
         self.model, self.precision = model, precision
-        self.layout = LAYOUTS[layout]
+        known = decoder.ready(model.network)
+        self.layout = LAYOUTS[layout or ("shared" if known else "separate")]
         self.model.network.eval()
 
     @classmethod

@@ -8,15 +8,32 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from trainer.errors import TrainerError
 from trainer.files import read_object
 from trainer.recipes import recipe_file
 
 _ADVICE = "give a YAML file with a mapping of setting names to values"
+
+
+def _listed(value: Any) -> Any:
+    """On the command line several values are one word: `0.9,0.95`."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.strip("[]()").split(",")]
+    return value
+
+
+_WORDS = BeforeValidator(_listed)
 
 
 class LoraSettings(BaseModel):
@@ -27,7 +44,7 @@ class LoraSettings(BaseModel):
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1, description="adapters count alpha / rank")
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: tuple[str, ...] = Field(
+    targets: Annotated[tuple[str, ...], _WORDS] = Field(
         default=("all-linear",), min_length=1, description="names of linear layers"
     )
     keep: bool = Field(default=False, description="also write the adapters alone, for peft")
@@ -46,7 +63,7 @@ class TrainSettings(BaseModel):
     lr: float = Field(default=1e-3, gt=0)
     floor: float = Field(default=0.1, ge=0, le=1, description="last rate as a share of lr")
     warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the training")
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Annotated[tuple[float, float], _WORDS] = (0.9, 0.95)
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
     epochs: int = Field(default=1, ge=1)
@@ -72,7 +89,7 @@ class TrainSettings(BaseModel):
             msg = "give max_length and max_response_length together, or neither"
             raise ValueError(msg)
         if self.lora and self.strategy == "fsdp":
-            msg = "lora goes with strategy ddp, not fsdp: adapters leave little to share out"
+            msg = "lora goes with strategy ddp, not fsdp: adapters are merged where they lie whole"
             raise ValueError(msg)
         return self
 

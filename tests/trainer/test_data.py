@@ -116,6 +116,14 @@ def test_a_bad_parquet_file_is_refused_with_the_place(tmp_path, case, said):
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["[{}, {}]", "[\n{}\n]"])
+def test_one_list_of_all_rows_is_told_from_a_bad_line(tmp_path, text):
+    path = tmp_path / "all.jsonl"
+    path.write_text(text)
+    with pytest.raises(BadGroupsError, match="line 1: .*; give one object a line, not one list"):
+        read_groups([path])
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
