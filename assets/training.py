@@ -148,6 +148,7 @@ def _reward_model(
     import torch
 
     from trainer.loop import train
+    from trainer.resume import emptied
 
     torch.set_num_threads(workspace.config.threads)
     name = context.asset_key.to_user_string()
@@ -159,8 +160,7 @@ def _reward_model(
     key = checkpoint_id(workspace, context.instance, name, parent)
     mark = out / "making"
     if not mark.exists() or mark.read_text(encoding="utf-8") != ids.text(key):
-        shutil.rmtree(out, ignore_errors=True)  # another run's remains; ours is gone on with
-        out.mkdir(parents=True)
+        emptied(out)  # another run's remains; ours is gone on with
         mark.write_text(ids.text(key), encoding="utf-8")
     wrapper = "pretrain" if stage == "pretrain" else "sft"
     metrics = train(

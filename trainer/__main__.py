@@ -54,7 +54,7 @@ def _training(stage: Literal["pretrain", "finetune"], what: str) -> None:
         from trainer.settings import read_settings
 
         settings = read_settings(config, set_ or [], recipe)
-        home = os.environ.get("POLAR_HOME")
+        home = os.environ.get("POLAR_HOME")  # else ids are kept in OUT until the run ends
         cache = Path(home) / "cache" if home else None
         with shown() as progress:
             summary = train(

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal, cast
 
 import torch
@@ -28,6 +29,8 @@ from trainer.layout import LAYOUTS
 from trainer.packed import Pieces
 
 Strategy = Literal["ddp", "fsdp"]
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for each other: one makes all token ids while the others do."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def world() -> Iterator[World]:
     if mine:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:
@@ -143,6 +146,13 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> N
         for number, p in enumerate(parameters)
     }
     optimiser.load_state_dict({**state, "state": {n: s for n, s in split.items() if s}})
+
+
+def all_finite(network: nn.Module, here: World) -> bool:
+    """Whether every weight is a finite number, in every process."""
+    own = [p.to_local() if isinstance(p, DTensor) else p for p in network.parameters()]
+    bad = sum(not bool(part.isfinite().all()) for part in own)
+    return here.summed([float(bad)])[0] == 0
 
 
 def clip_gradients(network: nn.Module, largest: float) -> float:

@@ -42,7 +42,7 @@ def separate(network: PreTrainedModel, pieces: Pieces) -> Tensor:
 
 def shared(network: PreTrainedModel, pieces: Pieces) -> Tensor:
     """Scores (N,) in fp32, each group's prefix run once."""
-    if network.device.type != "cpu":
+    if _by_kernels("shared", network):
         return flex(network, pieces)
     if decoder.ready(network):
         row = row_of(pieces, network.device, length=ids_run("shared", pieces))
@@ -57,14 +57,17 @@ def flex(network: PreTrainedModel, pieces: Pieces) -> Tensor:
     FlexAttention has no backward pass on a CPU; there the same mask, dense, takes its place.
     """
     row = row_of(pieces, network.device, length=ids_run("flex", pieces))
-    if network.device.type == "cpu" and torch.is_grad_enabled():
+    if not _by_kernels("flex", network):
         return _over_masks(network, row, _dense_mask)
-    before = network.config._attn_implementation
-    network.set_attn_implementation("flex_attention")
-    try:
+    with _attention(network, _FLEX):
         return _over_masks(network, row, _block_mask)
-    finally:
-        network.set_attn_implementation(before)
+
+
+def _by_kernels(layout: str, network: PreTrainedModel) -> bool:
+    """Whether a layout runs FlexAttention's own kernels here."""
+    if network.device.type == "cpu":
+        return layout == "flex" and not torch.is_grad_enabled()
+    return layout in ("shared", "flex")
 
 
 def _over_masks(
@@ -114,14 +117,17 @@ LAYOUTS: dict[str, Callable[[PreTrainedModel, Pieces], Tensor]] = {
 def difference(network: PreTrainedModel, layout: str, pieces: Pieces) -> float:
     """How far a layout's scores are from those of `separate`, as a share of their size (or of 1).
 
-    The head may be all zeros, so a fixed one of the same size takes its place.
+    The head may be all zeros, so a fixed one of the same size takes its place. Sequences run one
+    by one, for a long group's, side by side, may not fit.
     """
     head = cast(nn.Linear, network.score).weight
     kept = head.detach().clone()
     generator = torch.Generator().manual_seed(0)
     head.copy_(torch.randn(head.shape, generator=generator) / head.shape[-1] ** 0.5)
     try:
-        expected, found = separate(network, pieces), LAYOUTS[layout](network, pieces)
+        alone = [[(prefix, [own])] for prefix, suffixes in pieces for own in suffixes]
+        expected = torch.cat([separate(network, each) for each in alone])
+        found = LAYOUTS[layout](network, pieces)
     finally:
         head.copy_(kept)
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0))
@@ -134,19 +140,55 @@ def precision(network: PreTrainedModel, name: str) -> Iterator[None]:
     On a CPU the fused attention is slower in bf16 than in fp32, above all backwards, so there
     attention stays in fp32: 1.5 times the pairs a second for a model of width 128.
     """
-    if name == "fp32" or (name == "auto" and not fast_bf16(network.device)):
+    if not _half(network, name):
         yield
         return
-    before = network.config._attn_implementation
-    cpu = network.device.type == "cpu" and before == "sdpa"
-    if cpu:
-        network.set_attn_implementation(_FP32_ATTENTION)
+    with (
+        _attention(network, _in_fp32(network)),
+        torch.autocast(network.device.type, torch.bfloat16),
+    ):
+        yield
+
+
+@contextmanager
+def attention_kept(network: PreTrainedModel, layout: str, precision: str) -> Iterator[None]:
+    """Hold the attention that a forward pass takes until its backward pass is over.
+
+    Checkpointed layers run again there, after layout and precision have put back what was before.
+    """
+    if _by_kernels(layout, network):
+        name = _FLEX
+    else:
+        name = _in_fp32(network) if _half(network, precision) else _chosen(network)
+    with _attention(network, name):
+        yield
+
+
+@contextmanager
+def _attention(network: PreTrainedModel, name: str) -> Iterator[None]:
+    """Another attention implementation for a while."""
+    before = _chosen(network)
+    if name != before:
+        network.set_attn_implementation(name)
     try:
-        with torch.autocast(network.device.type, torch.bfloat16):
-            yield
+        yield
     finally:
-        if cpu:
+        if name != before:
             network.set_attn_implementation(before)
+
+
+def _chosen(network: PreTrainedModel) -> str:
+    return str(network.config._attn_implementation)
+
+
+def _in_fp32(network: PreTrainedModel) -> str:
+    """The attention implementation under autocast."""
+    before = _chosen(network)
+    return _FP32_ATTENTION if network.device.type == "cpu" and before == "sdpa" else before
+
+
+def _half(network: PreTrainedModel, precision: str) -> bool:
+    return precision == "bf16" or (precision == "auto" and fast_bf16(network.device))
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -166,6 +208,7 @@ def _attention_in_fp32(
     return found.to(query.dtype), None
 
 
+_FLEX = "flex_attention"
 _FP32_ATTENTION = "sdpa_in_fp32"
 AttentionInterface.register(_FP32_ATTENTION, _attention_in_fp32)
 AttentionMaskInterface.register(_FP32_ATTENTION, sdpa_mask)

@@ -26,9 +26,9 @@ import torch
 
 from trainer import distributed, lora, resume
 from trainer.distributed import World
-from trainer.errors import BadGroupsError, DivergedError, LayoutError
+from trainer.errors import BadGroupsError, DivergedError, LayoutError, ResumeError
 from trainer.ids_cache import cached_ids
-from trainer.layout import difference, ids_run, precision
+from trainer.layout import attention_kept, difference, ids_run, precision
 from trainer.loss import bradley_terry, pairs_of
 from trainer.metrics import SUMS, EventFiles, Work, line_of, no_sums
 from trainer.model import RewardModel, Stage
@@ -68,7 +68,8 @@ def train(
         snapshot: the lake snapshot that the groups come from.
         checkpoint_id: the id this checkpoint goes by.
         split: which groups to train on.
-        cache: a folder to keep token ids in, so that they are made once.
+        cache: a folder to keep token ids in for other runs too; else they are kept until this
+            run ends.
         progress: called at most a few times a second with thousandths done, 1000, and a note.
 
     Returns:
@@ -78,11 +79,16 @@ def train(
     Raises:
         BadGroupsError: the groups cannot be read, or none can be learned from.
         BadCheckpointError: `start` cannot be used.
-        ResumeError: `out` holds another run, one that cannot be gone on with, or one that goes on.
+        ResumeError: `out` holds another run, one that cannot be gone on with, one that goes on, or
+            `start` itself.
         LayoutError: the layout does not give the scores of separate sequences.
         DivergedError: the loss or the gradient is not finite.
     """
     out = Path(out)
+    origin = Path(start).resolve()
+    if out.resolve() == origin or (out / "resume").resolve() in origin.parents:
+        msg = f"{out}: the weights to start from lie there and would be lost; choose another folder"
+        raise ResumeError(msg)
     chosen = {"parents": tuple(parents), "snapshot": snapshot, "checkpoint_id": checkpoint_id}
     with distributed.world() as here, resume.only_trainer(out) if here.first else nullcontext():
         if not here.first:
@@ -110,6 +116,8 @@ def _train(
     if settings.max_length is not None and settings.max_response_length is not None:
         limits = Limits(settings.max_length, settings.max_response_length)
     model = RewardModel.start(start, wrapper=WRAPPERS[stage], limits=limits)
+    if cache is None and not (out / resume.DONE).is_file():
+        cache = out / "resume"
     for turn in (here.first, not here.first):  # the others find what the first one made
         if turn:
             ids, counts = cached_ids(groups, model.template, cache, split=split, progress=progress)
@@ -164,7 +172,8 @@ class _Run:
         limit = settings.max_steps or math.inf
         self.total = int(min(settings.epochs * self.epoch_steps, limit))
         self.step, self.elapsed, self.pairs, self.tokens = 0, 0.0, 0, 0
-        self.interval, self.last = no_sums(), no_sums() | {"accuracy": 0.0}
+        self.saved: int | None = None
+        self.interval, self.last = no_sums(), no_sums() | {"accuracy": 0.0, "pairs_per_s": 0.0}
         self._check_layout()
         if settings.checkpointing:
             model.network.gradient_checkpointing_enable({"use_reentrant": False})
@@ -178,6 +187,8 @@ class _Run:
         if state:
             distributed.load_optimiser(self.optimiser, state.pop("optimiser"))
             vars(self).update(state)
+            self.interval = no_sums() | self.interval
+            self.saved = self.step
         if self.here.first:
             resume.trim_log(self.out, self.step)
         writes = self.here.first and self.settings.tensorboard
@@ -208,9 +219,13 @@ class _Run:
             self.progress(1000, 1000, self._note())
 
     def _save(self) -> None:
+        """Save, unless the last step has spoilt the weights: the next one will say so."""
+        if not distributed.all_finite(self.model.network, self.here):
+            return
         weights, state = self.weights(), self.state()
         if self.here.first:
             resume.save(self.out, self.model, state, self.identity, weights)
+        self.saved = self.step
         self.here.wait()
 
     def weights(self) -> dict[str, Any] | None:
@@ -255,8 +270,12 @@ class _Run:
         return max(self.step / self.total, by_clock)
 
     def _check_layout(self) -> None:
-        """Compare the layout with separate sequences on a slice of the first batch, in fp32."""
-        first = self._plan(0)[0][:2]
+        """Compare the layout with separate sequences on two groups of the first batch, in fp32.
+
+        They are its shortest and its longest, for some faults show in long rows only.
+        """
+        first = self._plan(0)[0]
+        first = first[np.unique([self.lengths[first].argmin(), self.lengths[first].argmax()])]
         network = self.model.network.eval()
         found = difference(network, self.settings.layout, self._pieces(first))
         if not found <= ALLOWED:
@@ -288,16 +307,17 @@ class _Run:
         network, settings, ids = self.model.network, self.settings, self.ids
         torch.manual_seed(settings.seed * 1_000_003 + self.step)
         pairs = sum(pairs_of(ids.group_ranks(g)) for g in batch)
-        totals = dict.fromkeys(SUMS, 0.0)
+        totals, suspects = dict.fromkeys(SUMS, 0.0), list[str]()
         parts = self._parts(batch)
         for number, part in enumerate(parts, 1):
             with distributed.quietly(self.scores, number == len(parts)):
-                self._backward(part, batch, self.here.size / pairs, totals)
+                suspects += self._backward(part, batch, self.here.size / pairs, totals)
         summed = self.here.summed(list(totals.values()))
         totals = dict(zip(totals, summed, strict=True))
         norm = distributed.clip_gradients(network, settings.clip)
         if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
-            self._diverged(batch, totals["loss"] / pairs, norm)
+            names = suspects or [self.ids.group_ids[g] for g in batch]
+            self._diverged(names, totals["loss"] / pairs, norm)
         done = max((self.step + 1) / self.total, self._done())
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(done, settings)
@@ -312,32 +332,56 @@ class _Run:
 
     def _backward(
         self, part: np.ndarray, batch: np.ndarray, weight: float, totals: dict[str, float]
-    ) -> None:
-        """Gradients of one part's loss times `weight`; an empty part only keeps others company."""
+    ) -> list[str]:
+        """Gradients of one part's loss times `weight`; an empty part only keeps others company.
+
+        Adds to `totals`, and gives the groups whose loss is not finite.
+        """
+        network, settings = self.model.network, self.settings
         pieces = self._pieces(part if len(part) else batch[:1])
-        with precision(self.model.network, self.settings.precision):
-            scores = self.scores(pieces)
-        if not len(part):
-            (scores.sum() * 0).backward()
-            return
-        sums = bradley_terry(scores, [self.ids.group_ranks(g) for g in part])
-        (sums.loss * weight).backward()
-        totals["loss"] += float(sums.loss.detach())
+        with attention_kept(network, settings.layout, settings.precision):
+            with precision(network, settings.precision):
+                scores = self.scores(pieces)
+            if not len(part):
+                (scores.sum() * 0).backward()
+                return []
+            ranks = [self.ids.group_ranks(g) for g in part]
+            sums = bradley_terry(scores, ranks)
+            (sums.loss * weight).backward()
+        loss, tokens = float(sums.loss.detach()), sum(len(p) + len(s) for p, o in pieces for s in o)
+        totals["loss"] += loss
         totals["correct"] += sums.correct
         totals["margin"] += sums.margin
         totals["pairs"] += sums.pairs
-        totals["tokens"] += sum(len(own) + len(prefix) for prefix, all_ in pieces for own in all_)
-        totals["run"] += ids_run(self.settings.layout, pieces)
+        totals["tokens"] += tokens
+        totals["run"] += ids_run(settings.layout, pieces)
         for key, values in self.known.items():
             totals[key] += float(values[part].sum())
+        apart = settings.layout == "separate"
+        totals["needed"] += tokens if apart else float(self.known["ids"][part].sum())
+        if math.isfinite(loss):
+            return []
+        by_group = scores.detach().split([len(own) for own in ranks])
+        return [
+            self.ids.group_ids[group]
+            for group, own, rank in zip(part, by_group, ranks, strict=True)
+            if not bradley_terry(own, [rank]).loss.isfinite()
+        ]
 
-    def _diverged(self, batch: np.ndarray, loss: float, norm: float) -> None:
-        names = ", ".join(self.ids.group_ids[g] for g in batch[:5])
+    def _diverged(self, groups: Sequence[str], loss: float, norm: float) -> None:
+        """Save the weights of before this step, and say what can be done."""
+        if self.step and self.step != self.saved:
+            self._save()
         kept = resume.newest(self.out)
+        names = ", ".join(groups[:5]) + (f" and {len(groups) - 5} more" if groups[5:] else "")
+        way_on = (
+            f"{kept} holds the last good weights: give it as the start of a run in another folder"
+            if kept
+            else f"Nothing good was saved; remove {self.out} to train again with other settings"
+        )
         msg = (
-            f"step {self.step + 1}: loss {loss}, gradient norm {norm}, in the batch with groups "
-            f"{names}; lower lr (now {self.settings.lr}) or clip, or train in fp32. "
-            f"{f'{kept} holds the last good weights' if kept else 'Nothing was saved yet'}"
+            f"step {self.step + 1}: loss {loss}, gradient norm {norm}, in groups {names}; lower lr "
+            f"(now {self.settings.lr}) or clip, or train in fp32. {way_on}"
         )
         raise DivergedError(msg)
 
@@ -359,9 +403,12 @@ class _Run:
             events.write(line)
 
     def _note(self) -> str:
-        sums = self.interval if self.interval["pairs"] else None
-        if sums:
-            loss, accuracy = sums["loss"] / sums["pairs"], sums["correct"] / sums["pairs"]
-        else:
-            loss, accuracy = self.last["loss"], self.last["accuracy"]
-        return f"step {self.step}, loss {loss:.3f}, accuracy {accuracy:.3f}"
+        """What the console says: of the interval that goes on, or else of the last one."""
+        sums = self.interval
+        line = self.last
+        if sums["pairs"]:
+            line = line_of(sums, self.elapsed - sums["since"], self.work)
+        return (
+            f"step {self.step}, loss {line['loss']:.3f}, accuracy {line['accuracy']:.3f}, "
+            f"margin {line['margin']:.2f}, {line['pairs_per_s']:.0f} pairs/s"
+        )

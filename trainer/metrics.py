@@ -24,12 +24,14 @@ SUMS = (
     "tokens",
     "official",
     "ids",
+    "needed",
     "run",
     "seen",
 )
 """Summed over groups, then over processes: `tokens` of sequences that stand alone, `official` ids
 that the official code would run (each pair's two sequences whole), `ids` with prefixes counted
-once, `run` with padding too, `seen` pairs of ids of which one sees the other."""
+once, `run` by the layout and `needed` of these without padding, `seen` pairs of ids of which one
+sees the other."""
 
 
 def no_sums() -> dict[str, float]:
@@ -49,7 +51,7 @@ def line_of(sums: Mapping[str, float], seconds: float, work: Work) -> dict[str, 
         "pairs_per_s": round(sums["pairs"] / seconds, 2),
         "tokens_per_s": round(sums["tokens"] / seconds, 1),
         "official_tokens_per_s": round(sums["official"] / seconds, 1),
-        "padding": round(1 - sums["ids"] / max(sums["run"], sums["ids"]), 4),
+        "padding": round(1 - sums["needed"] / max(sums["run"], 1.0), 4),
         "memory_bytes": peak_memory(),
         "flop_per_s": round(operations / seconds),
     }

@@ -29,8 +29,8 @@ from trainer.packing import Ids
 LOG = "metrics.jsonl"
 DONE = "training.json"
 STATE = "state.pt"
-FREE = ("log_every", "save_seconds", "strategy", "tensorboard")
-"""Settings that may change between a start and its resumption."""
+FREE = ("checkpointing", "log_every", "micro_tokens", "save_seconds", "strategy", "tensorboard")
+"""Settings that may change between a start and its resumption: none decides what is learned."""
 
 
 @contextmanager
@@ -43,16 +43,28 @@ def only_trainer(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     folder = os.open(out, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            msg = (
+                f"{out}: another trainer is writing there; wait for it, stop it, or choose another "
+                f"folder"
+            )
+            raise ResumeError(msg) from error
         yield
-    except BlockingIOError as error:
-        msg = (
-            f"{out}: another trainer is writing there; wait for it, stop it, or choose another "
-            f"folder"
-        )
-        raise ResumeError(msg) from error
     finally:
         os.close(folder)
+
+
+def emptied(out: Path) -> None:
+    """Remove what is in a folder, unless a trainer is writing there.
+
+    Raises:
+        ResumeError: another process is training there.
+    """
+    with only_trainer(out):
+        for found in out.iterdir():
+            shutil.rmtree(found) if found.is_dir() else found.unlink()
 
 
 def identity(settings: BaseModel, stage: str, start: Path, ids: Ids) -> dict[str, Any]:
@@ -199,7 +211,7 @@ def read_log(out: Path) -> list[dict[str, Any]]:
 def _require_same(found: dict[str, Any], wanted: dict[str, Any], out: Path) -> None:
     differing = [
         f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now"
-        for key in sorted(found.keys() | wanted.keys())
+        for key in sorted((found.keys() | wanted.keys()) - set(FREE))
         if found.get(key) != wanted.get(key)
     ]
     if differing:

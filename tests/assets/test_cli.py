@@ -196,12 +196,14 @@ def test_finetune_on_twenty_rows_prints_scores_before_and_after(polar, made: Hom
     file, out = tmp_path / "mine.jsonl", tmp_path / "mine"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     arguments = ("finetune", checkpoint, "--data", str(file), "--out", str(out))
-    code, said, err = polar(*arguments, "--set", "epochs=2", "--json")
+    code, said, err = polar(*arguments, "--json")  # the README's command, with its own settings
     assert code == 0, err
     found = json.loads(said)
-    assert (found["steps"], found["groups"], found["comparisons"]) == (10, 20, 20)
+    assert (found["steps"], found["groups"], found["comparisons"]) == (50, 20, 20)
     assert len(found["rows"]) == 20
-    code, said, _ = polar(*arguments, "--set", "epochs=2")  # finished: nothing is trained again
+    assert found["after"]["accuracy"] == 1.0
+    assert found["after"]["margin"] > found["before"]["margin"] + 0.1
+    code, said, _ = polar(*arguments)  # finished: nothing is trained again
     assert code == 0
     assert f"{found['after']['margin']:.2f} after" in said
     assert f"{found['rows'][19]['after_chosen']:.2f}" in said

@@ -147,3 +147,17 @@ def groups_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("groups") / "groups.parquet"
     pq.write_table(make_groups(120), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def uneven_groups(tmp_path_factory) -> Path:
+    """Train groups of two, three and four candidates, some with three ranks and some with ties."""
+    path = tmp_path_factory.mktemp("groups") / "uneven.parquet"
+    tables = [make_groups(15, k=k, seed=k) for k in (2, 3, 4)]
+    rows = pa.concat_tables(tables).to_pylist()
+    for number, row in enumerate(rows):
+        row["group_id"] = f"u{number}"
+        for place, candidate in enumerate(row["candidates"] if number % 2 else []):
+            candidate["rank"] = place
+    pq.write_table(pa.Table.from_pylist(rows, GROUPS_SCHEMA), path)
+    return path

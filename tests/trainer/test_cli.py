@@ -54,7 +54,11 @@ def test_finetune_goes_on_from_a_checkpoint(checkpoint, tmp_path, capsys):
     config.write_text("epochs: 2\nbatch_groups: 10\n")
     out = tmp_path / "tuned"
     call("finetune", "--groups", data, "--start", checkpoint, "--out", out, "--config", config)
-    assert "4 steps, 40 pairs" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "4 steps, 40 pairs" in told.out
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"100 %  step 4, loss {last['loss']:.3f}, accuracy {last['accuracy']:.3f}" in told.err
+    assert "pairs/s" in told.err
     assert json.loads((out / "polar.json").read_text())["wrapper"] == "sft"
 
 

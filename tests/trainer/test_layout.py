@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from trainer import attention, blocks, decoder, layout
-from trainer.layout import precision, separate, shared
+from trainer.layout import attention_kept, precision, separate, shared
+from trainer.loss import bradley_terry
 from trainer.packed import row_of
 
 WORDS = 90
@@ -86,9 +87,10 @@ def gradients(network, loss):
 def assert_alike(network, run, pieces):
     expected, found = separate(network, pieces), run(network, pieces)
     assert torch.allclose(expected, found, atol=1e-5)
-    weights = torch.linspace(-1, 1, len(expected)) + 0.1
-    first = gradients(network, (expected * weights).sum())
-    second = gradients(network, (found * weights).sum())
+    ranks = [np.arange(len(own)) // 2 for _, own in pieces]  # pairs of equals among them
+    apart, together = (bradley_terry(scores, ranks).loss for scores in (expected, found))
+    assert together.item() == pytest.approx(apart.item(), rel=1e-5)
+    first, second = gradients(network, apart), gradients(network, together)
     assert float((first - second).abs().max()) <= 1e-5 * max(float(first.abs().max()), 1e-3)
 
 
@@ -111,6 +113,7 @@ def test_shared_prefixes_change_neither_scores_nor_gradients(name, shapes, seed,
 
 
 SHAPES = [(40, [5, 30, 12]), (0, [9, 3]), (21, [1, 1]), (3, [25, 7, 7, 2])]
+RANKS = [np.arange(len(own)) for _, own in SHAPES]
 
 
 @pytest.mark.parametrize("name", RELATIVES)
@@ -197,6 +200,44 @@ def test_the_difference_of_a_wrong_layout_is_seen(monkeypatch):
     assert not network.score.weight.any()
     monkeypatch.setattr(attention, "_later", lambda rows, _: torch.zeros(rows, rows))
     assert layout.difference(network, "shared", pieces) > 1e-2
+
+
+def test_the_head_is_in_fp32_whatever_ran_before():
+    network, pieces = family("llama"), random_pieces(SHAPES, 9)
+    seen = []
+    handle = network.base_model.register_forward_hook(lambda *args: seen.append(args[2]))
+    with torch.no_grad(), precision(network, "bf16"):
+        scores = separate(network, pieces)
+    handle.remove()
+    ends = [len(prefix) + len(own) - 1 for prefix, suffixes in pieces for own in suffixes]
+    last = seen[0].last_hidden_state[torch.arange(len(ends)), ends]
+    head = network.score.weight
+    assert torch.equal(scores, torch.nn.functional.linear(last.float(), head).squeeze(-1))
+    half = torch.nn.functional.linear(last.bfloat16(), head.bfloat16()).squeeze(-1)
+    assert not torch.equal(scores, half.float())
+
+
+@pytest.mark.parametrize("half", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["separate", "shared", "flex"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "phi"])
+def test_checkpointed_layers_run_again_as_they_ran(kind, name, half):
+    def learned(checkpointing):
+        network = family(kind).train()
+        if checkpointing:
+            network.gradient_checkpointing_enable({"use_reentrant": False})
+        runs = []
+        for layer in decoder.layers(network):
+            layer.mlp.register_forward_pre_hook(lambda *_: runs.append(1))
+        with attention_kept(network, name, half):
+            with precision(network, half):
+                scores = layout.LAYOUTS[name](network, random_pieces(SHAPES, 10))
+            once = len(runs)
+            found = gradients(network, bradley_terry(scores, RANKS).loss)
+        assert network.config._attn_implementation == "sdpa"
+        assert len(runs) == once * (2 if checkpointing else 1) > 0
+        return found
+
+    assert torch.equal(learned(False), learned(True))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,11 +18,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainer.conftest import make_groups
-from trainer import loop, resume
+from trainer import distributed, loop, resume
 from trainer.data import read_groups
 from trainer.errors import BadGroupsError, DivergedError, ResumeError, TrainerError
 from trainer.loop import train
 from trainer.model import RewardModel
+from trainer.packing import tokenise
 from trainer.score import Scorer
 from trainer.settings import TrainSettings, read_settings
 
@@ -118,9 +120,9 @@ def stopped_after(monkeypatch, step):
 
 
 def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, groups_file, backbone, monkeypatch):
-    changes = {"log_every": 3, "max_steps": 11, "save_seconds": 1e-9}
+    changes = {"max_steps": 18, "epochs": 9, "save_seconds": 1e-9}
     undisturbed = run(groups_file, backbone, tmp_path / "a", **changes)
-    for step in (4, 7):
+    for step in (1, 4, 8):
         stopped_after(monkeypatch, step)
         with pytest.raises(StoppedError):
             run(groups_file, backbone, tmp_path / "b", **changes)
@@ -128,13 +130,25 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, groups_file, back
         kept = tmp_path / "b" / "resume" / f"step-{step:09d}"
         assert resume.newest(tmp_path / "b") == kept
         Scorer.load(kept)
-    resumed = run(groups_file, backbone, tmp_path / "b", **changes)
+    resumed = run(groups_file, backbone, tmp_path / "b", **changes, micro_tokens=16385)
     assert losses(resumed) == losses(undisturbed)
-    assert [line["step"] for line in resumed["curve"]] == [3, 6, 9, 11]
+    assert [line["step"] for line in resumed["curve"]] == list(range(1, 19))
     assert resumed["pairs"] == undisturbed["pairs"]
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not (tmp_path / "b" / "resume").exists()
+
+
+def test_an_interval_goes_on_where_it_was_stopped(tmp_path, groups_file, backbone, monkeypatch):
+    changes = {"log_every": 3, "max_steps": 8, "save_seconds": 1e-9}
+    undisturbed = run(groups_file, backbone, tmp_path / "a", **changes)
+    stopped_after(monkeypatch, 4)
+    with pytest.raises(StoppedError):
+        run(groups_file, backbone, tmp_path / "b", **changes)
+    monkeypatch.undo()
+    resumed = run(groups_file, backbone, tmp_path / "b", **changes)
+    assert losses(resumed) == losses(undisturbed)
+    assert [line["step"] for line in resumed["curve"]] == [3, 6, 8]
 
 
 def test_a_finished_run_is_not_made_again(tmp_path, groups_file, backbone):
@@ -222,20 +236,43 @@ def test_sigkill_at_any_time_leaves_something_to_go_on_from(tmp_path, groups_fil
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good(
     tmp_path, groups_file, backbone, monkeypatch
 ):
-    real = loop.bradley_terry
-    calls = []
+    real, named = distributed.Scores.forward, []
 
-    def poisoned(scores, ranks):
-        calls.append(1)
-        return real(scores * float("nan") if len(calls) > 3 else scores, ranks)
+    def poisoned(self, pieces):
+        scores = real(self, pieces)
+        if resume.read_log(tmp_path / "out")[-1:] and len(named) < 1:
+            at = resume.read_log(tmp_path / "out")[-1]["step"]
+            if at == 3:
+                size = len(pieces[0][1])
+                named.append(pieces[0])
+                return torch.cat([scores[:size] * float("nan"), scores[size:]])
+        return scores
 
-    monkeypatch.setattr(loop, "bradley_terry", poisoned)
+    monkeypatch.setattr(distributed.Scores, "forward", poisoned)
     with pytest.raises(DivergedError) as error:
-        run(groups_file, backbone, tmp_path / "out", save_seconds=1e-9)
-    assert "step 4: loss nan" in str(error.value)
-    assert "groups g" in str(error.value)
-    assert "step-000000003 holds the last good weights" in str(error.value)
-    Scorer.load(tmp_path / "out" / "resume" / "step-000000003")
+        run(groups_file, backbone, tmp_path / "out")  # nothing was saved until then
+    said = str(error.value)
+    assert "step 4: loss nan" in said
+    kept = tmp_path / "out" / "resume" / "step-000000003"
+    assert f"{kept} holds the last good weights" in said
+    (culprit,) = re.findall(r"in groups (g\d+);", said)
+    ids, _ = tokenise([groups_file], RewardModel.start(backbone, wrapper="pretrain").template)
+    found = ids.group_ids.index(culprit)
+    assert np.array_equal(ids.suffixes(found)[0], named[0][1][0])
+    Scorer.load(kept)
+    resumed = run(groups_file, backbone, tmp_path / "out")
+    monkeypatch.undo()
+    assert losses(resumed) == losses(run(groups_file, backbone, tmp_path / "a"))
+    run(groups_file, tmp_path / "a", tmp_path / "b", max_steps=1, lr=1e-4)
+
+
+def test_weights_that_a_step_has_spoilt_are_not_saved(tmp_path, groups_file, backbone, monkeypatch):
+    changes = {"save_seconds": 1e-9, "clip": 1.0}
+    rates = iter([1e-3, 1e-3, float("inf")])
+    monkeypatch.setattr(loop, "learning_rate", lambda *_: next(rates))
+    with pytest.raises(DivergedError, match=r"step 4: .*step-000000002 holds the last good"):
+        run(groups_file, backbone, tmp_path / "out", **changes)
+    Scorer.load(tmp_path / "out" / "resume" / "step-000000002")
 
 
 def test_seconds_end_a_run(tmp_path, groups_file, backbone, monkeypatch):
@@ -261,6 +298,11 @@ def test_settings_are_read_from_yaml_and_words(tmp_path):
     path.write_text("lr: 0.01\nepochs: 3\n")
     settings = read_settings(path, ["lr=3e-4", "max_steps=5", "precision=bf16"])
     assert (settings.lr, settings.epochs, settings.max_steps) == (3e-4, 3, 5)
+    listed = read_settings(None, ["betas=0.8, 0.9", "lora.targets=q_proj,v_proj"])
+    assert listed.betas == (0.8, 0.9)
+    assert listed.lora.targets == ("q_proj", "v_proj")
+    with pytest.raises(TrainerError, match="betas"):
+        read_settings(None, ["betas=0.9"])
     with pytest.raises(TrainerError, match="unknown setting 'batchgroups'; did you mean 'batch_g"):
         read_settings(None, ["batchgroups=3"])
     with pytest.raises(TrainerError, match="lr: .*greater than 0"):

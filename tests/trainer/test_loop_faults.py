@@ -14,29 +14,92 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tests.trainer.conftest import make_groups, tiny_llama
-from tests.trainer.test_loop import losses, run
-from trainer import attention, loop, resume
+from tests.trainer.test_loop import StoppedError, losses, run, stopped_after
+from trainer import attention, decoder, distributed, ids_cache, loop, resume
 from trainer.errors import BadCheckpointError, BadGroupsError, LayoutError, ResumeError
+from trainer.layout import separate
 from trainer.metrics import Work
 from trainer.model import RewardModel
+from trainer.optim import adamw
 from trainer.packing import tokenise
+from trainer.score import Scorer
+from trainer.settings import TrainSettings
 
 
-def test_order_and_checkpointing_do_not_matter(tmp_path, groups_file, backbone, monkeypatch):
+def test_checkpointing_runs_layers_twice_and_changes_nothing(
+    tmp_path, groups_file, backbone, monkeypatch
+):
+    real, runs = decoder._layer, []
+    monkeypatch.setattr(decoder, "_layer", lambda *args: runs.append(1) or real(*args))
     plain = run(groups_file, backbone, tmp_path / "a", max_steps=4)
+    once = len(runs)
     lean = run(groups_file, backbone, tmp_path / "b", max_steps=4, checkpointing=True)
+    first_check = 2  # layers, before the first step
+    assert len(runs) - once == first_check + 2 * (once - first_check)
     assert losses(lean) == pytest.approx(losses(plain), rel=1e-6)
-    real = loop.batches
+
+
+def test_the_order_within_a_step_does_not_matter(tmp_path, groups_file, backbone, monkeypatch):
+    plain = run(groups_file, backbone, tmp_path / "a", max_steps=4)
+    real, orders = loop.microbatches, []
 
     def backwards(*args, **kwargs):
-        return [batch[::-1] for batch in real(*args, **kwargs)]
+        parts = real(*args, **kwargs)
+        orders.extend(map(len, parts))
+        return [part[::-1] for part in parts[::-1]]
 
-    monkeypatch.setattr(loop, "batches", backwards)
+    monkeypatch.setattr(loop, "microbatches", backwards)
     other = run(groups_file, backbone, tmp_path / "c", max_steps=4)
+    assert min(orders) > 1
+    assert losses(other) != losses(plain)  # the sums are made in another order
     assert losses(other) == pytest.approx(losses(plain), rel=1e-5)
+
+
+@pytest.mark.parametrize("budget", [16384, 400])
+def test_a_step_follows_the_mean_over_all_its_pairs(
+    tmp_path, uneven_groups, backbone, monkeypatch, budget
+):
+    """Groups have one to six pairs, so a mean over groups, or over parts, is another number."""
+    real, seen = distributed.clip_gradients, []
+
+    def kept(network, largest):
+        seen.append([p.grad.clone() for p in network.parameters()])
+        return real(network, largest)
+
+    monkeypatch.setattr(loop.distributed, "clip_gradients", kept)
+    changes = {"batch_groups": 99, "max_steps": 1, "micro_tokens": budget, "epochs": 1}
+    summary = run(uneven_groups, backbone, tmp_path / "out", **changes)
+
+    model = RewardModel.start(backbone, wrapper="pretrain")
+    ids, _ = tokenise([uneven_groups], model.template)
+    counts = [len(ids.suffixes(g)) for g in range(len(ids))]
+    assert set(counts) == {2, 3, 4}
+    pieces = [(ids.prefix(g), ids.suffixes(g)) for g in range(len(ids))]
+    by_group = separate(model.network, pieces).split(counts)
+    terms = [
+        torch.nn.functional.softplus(scores[j] - scores[i])
+        for g, scores in enumerate(by_group)
+        for i, better in enumerate(ids.group_ranks(g))
+        for j, worse in enumerate(ids.group_ranks(g))
+        if better < worse
+    ]
+    torch.stack(terms).mean().backward()
+    wanted = [p.grad for p in model.network.parameters()]
+    largest = max(float(grad.abs().max()) for grad in wanted)
+    assert largest > 0
+    for mine, theirs in zip(seen[0], wanted, strict=True):
+        assert float((mine - theirs).abs().max()) <= 1e-5 * largest
+    norm = float(torch.cat([grad.flatten() for grad in wanted]).norm())
+    assert summary["curve"][0]["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert summary["pairs"] == len(terms)
+
+
+def test_the_optimiser_is_the_fused_one(backbone):
+    model = RewardModel.start(backbone, wrapper="pretrain")
+    assert adamw(model.network, TrainSettings()).defaults["fused"]
 
 
 def test_an_interval_says_what_was_run(tmp_path, groups_file, backbone):
@@ -58,8 +121,11 @@ def test_an_interval_says_what_was_run(tmp_path, groups_file, backbone):
     assert all(0 <= line["padding"] < 1 / 32 for line in lines)
     assert all(10**7 < line["memory_bytes"] < 10**11 for line in lines)
     assert summary["tokens"] < ids.official().sum()  # three pairs of three, two ids of each six
-    padded = run(groups_file, backbone, tmp_path / "b", layout="separate", max_steps=2)
-    assert all(0.05 < line["padding"] < 0.6 for line in padded["curve"])
+    padded = run(groups_file, backbone, tmp_path / "b", layout="separate", epochs=1, max_steps=None)
+    filled = [line["padding"] for line in padded["curve"]]
+    assert all(0 < share < 0.4 for share in filled)
+    longest = max(map(int, ids.lengths()))
+    assert max(filled) < 1 - padded["tokens"] / (3 * len(ids) * longest)  # if all were that long
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -77,6 +143,19 @@ def test_a_layout_that_is_wrong_is_found_at_the_first_batch(
     with pytest.raises(LayoutError, match=r"they differ by 0\.\d+ .* set layout=separate"):
         run(groups_file, backbone, tmp_path / "a")
     run(groups_file, backbone, tmp_path / "b", layout="separate", max_steps=1)
+
+
+def test_the_first_batch_is_checked_at_its_shortest_and_its_longest(
+    tmp_path, groups_file, backbone, monkeypatch
+):
+    real, seen = loop.difference, []
+    monkeypatch.setattr(loop, "difference", lambda *args: seen.append(args[2]) or real(*args))
+    run(groups_file, backbone, tmp_path / "a", max_steps=1)
+    ids, _ = tokenise([groups_file], RewardModel.start(backbone, wrapper="pretrain").template)
+    first = loop.batches(ids.lengths(), 16, seed=0, epoch=0)[0]
+    lengths = [len(prefix) + max(map(len, own)) for prefix, own in seen[0]]
+    assert sorted(lengths) == [min(ids.lengths()[first]), max(ids.lengths()[first])]
+    assert lengths[0] != lengths[1]
 
 
 @pytest.mark.slow
@@ -102,6 +181,79 @@ def test_a_folder_has_one_trainer_and_a_killed_one_lets_go(tmp_path, groups_file
     assert not list(out.glob("*lock*"))
     with resume.only_trainer(out), pytest.raises(ResumeError), resume.only_trainer(out):
         time.sleep(0)
+
+
+def test_another_fault_of_the_same_kind_is_not_taken_for_a_second_trainer(tmp_path):
+    with pytest.raises(BlockingIOError, match="the pipe"), resume.only_trainer(tmp_path / "out"):
+        raise BlockingIOError(11, "the pipe is full")
+
+
+def test_a_folder_in_use_is_not_emptied(tmp_path):
+    out = tmp_path / "out"
+    with resume.only_trainer(out):
+        (out / "kept").mkdir()
+        with pytest.raises(ResumeError, match="another trainer is writing there"):
+            resume.emptied(out)
+    assert (out / "kept").exists()
+    resume.emptied(out)
+    assert not list(out.iterdir())
+
+
+def test_the_weights_to_start_from_are_not_written_over(tmp_path, groups_file, backbone):
+    RewardModel.start(backbone, wrapper="pretrain").save(tmp_path / "start")
+    kept = tmp_path / "start" / "resume" / "step-000000003"
+    RewardModel.start(backbone, wrapper="pretrain").save(kept)
+    for start in (tmp_path / "start", kept):
+        with pytest.raises(ResumeError, match="would be lost; choose another folder"):
+            run(groups_file, start, tmp_path / "start", max_steps=1)
+    assert run(groups_file, kept, tmp_path / "out", max_steps=1)["steps"] == 1
+
+
+def test_limits_beyond_the_positions_of_the_network_are_refused(tmp_path, groups_file, backbone):
+    changes = {"max_length": 300, "max_response_length": 50}
+    with pytest.raises(BadCheckpointError, match=r"max_length=300 .* 256 positions .*=64"):
+        run(groups_file, backbone, tmp_path / "out", **changes)
+    RewardModel.start(backbone, wrapper="sft").save(tmp_path / "c")
+    record = json.loads((tmp_path / "c" / "polar.json").read_text())
+    (tmp_path / "c" / "polar.json").write_text(json.dumps({**record, "max_length": 300}))
+    with pytest.raises(BadCheckpointError, match="max_length=300"):
+        RewardModel.load(tmp_path / "c")
+
+
+def test_decoders_with_other_names_for_their_layers(tmp_path, groups_file, tokenizer):
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+    torch.manual_seed(0)
+    network = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes))
+    network.save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    run(groups_file, tmp_path / "lm", tmp_path / "a", layout="separate", max_steps=2)
+    items = [{"prompt": "p", "reference": "a b", "output": text} for text in ("a b", "c d e")]
+    scores = Scorer.load(tmp_path / "a").score(items)
+    alone = [Scorer.load(tmp_path / "a").score([item])[0] for item in items]
+    assert scores == pytest.approx(alone, abs=1e-6)
+    assert scores[0] != scores[1]
+
+
+def test_an_official_folder_is_to_be_converted(tmp_path, groups_file):
+    (tmp_path / "config.json").write_text('{"architectures": ["InternLM2ForRewardModel"]}')
+    for attempt in (RewardModel.load, lambda path: run(groups_file, path, tmp_path / "out")):
+        with pytest.raises(BadCheckpointError, match="python -m trainer convert"):
+            attempt(tmp_path)
+
+
+def test_ids_are_made_once_for_a_run_that_is_stopped(tmp_path, groups_file, backbone, monkeypatch):
+    made = []
+    real = ids_cache.tokenise
+    monkeypatch.setattr(
+        ids_cache, "tokenise", lambda *args, **kwargs: made.append(1) or real(*args, **kwargs)
+    )
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 2)
+        with pytest.raises(StoppedError):
+            run(groups_file, backbone, tmp_path / "out", save_seconds=1e-9)
+    run(groups_file, backbone, tmp_path / "out")
+    assert made == [1]
+    assert not (tmp_path / "out" / "resume").exists()
 
 
 def test_a_shard_that_is_cut_off_is_named(tmp_path, backbone):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -171,6 +173,15 @@ def test_pairs_of_one_prompt_and_policy_are_refused():
 def test_a_plan_that_proves_nothing_is_refused(sizes: list[dict[str, Any]], words: str):
     with pytest.raises(ValidationError, match=words):
         plan_of(sizes)
+
+
+def test_the_plan_in_configs_is_one():
+    file = Path(__file__).parents[2] / "configs" / "scaling.yaml"
+    plan = ScalingPlan.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    compute = [size.parameters * size.groups for size in plan.sizes]
+    assert len(plan.sizes) >= 5
+    assert compute[-1] >= 30 * compute[0]
+    assert [len(size.seeds) for size in plan.sizes[:2]] == [3, 3]
 
 
 def test_a_size_has_what_is_common_unless_it_says_otherwise():
