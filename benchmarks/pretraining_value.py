@@ -7,10 +7,11 @@
 Three arms are fine-tuned on the same judgements and measured on the same others: from the
 pre-trained checkpoint of `bench-real-pool`, from random weights of the same shape (all that this
 checkpoint knows it has from the pool's answers), and from those without a reference. Five folds by
-prompt group, 50, 200 or all judgements to learn from, three seeds. Rulers are fitted on the same
-judgements. Accuracy is the mean over sources, so a large source does not outweigh a small one;
-intervals resample prompt groups. Each arm has the rate, of three, at which 50 judgements taught it
-most about others that are not measured in that fold.
+prompt group, 50, 200 or all judgements to learn from, three seeds; with none, the pre-trained
+checkpoint is measured as it is. Rulers are fitted on the same judgements. Accuracy is the mean over
+sources, so a large source does not outweigh a small one; intervals resample prompt groups. Each arm
+has the rate, of seven, at which 50 judgements taught it most about others that are not measured in
+that fold.
 
 Every fine-tuning leaves its outcomes in POLAR_HOME/pretraining-value and is not made again: stop it
 whenever you like. A process has one thread, which is faster than one process with all of them. The
@@ -27,12 +28,13 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -43,6 +45,7 @@ from benchmarks.pretraining_value_report import BLIND, FULL, PLAIN, write_value_
 from benchmarks.real_pool_recipe import PHASES
 from trainer.comparisons import compare, read_rows
 from trainer.loop import train
+from trainer.model import RewardModel
 from trainer.rulers import fit_rulers
 from trainer.score import Scorer
 from trainer.settings import TrainSettings
@@ -51,9 +54,11 @@ from trainer.template import Limits
 ARMS = (FULL, PLAIN, BLIND)
 FITTED = "rulers"
 RULERS = ("length", "tfidf", "surface_logistic", "surface_boosting")
-SIZES: tuple[int | None, ...] = (50, 200, None)  # None: all
+SIZES: tuple[int | None, ...] = (0, 50, 200, None)  # None: all
 SEEDS = (0, 1, 2)
-RATES = (1e-4, 5e-4, 2e-3)
+RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 5e-4, 2e-3)
+TRIAL = 50
+"""Judgements to learn from when a rate is chosen."""
 EPOCHS = {50: 6, 200: 3, None: 1}
 STEPS = 50
 """A fine-tuning has about as many; the more judgements, the larger the batch."""
@@ -66,7 +71,7 @@ FEW = 20
 
 
 class Part(NamedTuple):
-    """One fine-tuning, or one fitting of rulers."""
+    """One fine-tuning, or one fitting of rulers; with size 0, what there is before any."""
 
     size: int | None
     seed: int
@@ -75,7 +80,7 @@ class Part(NamedTuple):
     @property
     def name(self) -> str:
         """As it stands in file names."""
-        return f"{self.size or 'all'}-seed{self.seed}-fold{self.fold}"
+        return f"{_shown(self.size)}-seed{self.seed}-fold{self.fold}"
 
 
 def main() -> None:
@@ -91,7 +96,7 @@ def main() -> None:
     )
     choose = joblib.delayed(functools.partial(rate_of, folder=folder, given=given))
     rates = dict(workers(choose(arm) for arm in ARMS))
-    left = [each for each in all_work() if not kept(folder, *each).is_file()]
+    left = [each for each in all_work() if not kept(folder, *each, rates).is_file()]
     make = joblib.delayed(functools.partial(run, rates=rates, folder=folder, given=given))
     began, cost = time.monotonic(), functools.partial(forward_passes, len(judgements))
     done, whole = 0.0, sum(map(cost, left))
@@ -99,7 +104,7 @@ def main() -> None:
         done += cost((part, scorer))
         rest = (time.monotonic() - began) / 60 * (whole / done - 1)
         print(f"{scorer}, {part.name}: done; {rest:.0f} min left", file=sys.stderr, flush=True)
-    found = results(judgements, folder)
+    found = results(judgements, folder, rates)
     paths = write_value_report(folder, found)
     print(paths["md"].read_text(encoding="utf-8"))
     print(json.dumps({"folder": str(folder), "counts": counts, "rates": rates, "rows": found}))
@@ -126,8 +131,11 @@ def untrained(pretrained: Path, out: Path) -> Path:
 
 
 def identity(*folders: Path) -> str:
-    """A short hash of the weights that the arms start from, and of how they are fine-tuned."""
-    total = hashlib.blake2b(repr((RATES, EPOCHS, STEPS, LIMITS, TRIED)).encode(), digest_size=6)
+    """A short hash of the weights that the arms start from, and of how they are fine-tuned.
+
+    The rate is not in it: what was learned at a rate stays valid when others are tried.
+    """
+    total = hashlib.blake2b(repr((EPOCHS, STEPS, LIMITS, TRIED)).encode(), digest_size=6)
     for folder in folders:
         total.update((folder / "model.safetensors").read_bytes())
     return total.hexdigest()
@@ -136,17 +144,26 @@ def identity(*folders: Path) -> str:
 def all_work() -> Iterator[tuple[Part, str]]:
     """Small sets first, and every fold of a seed before the next seed."""
     for size in SIZES:
-        for seed in SEEDS:
+        for seed in seeds_of(size):
             for fold in range(FOLDS):
-                for scorer in (FITTED, *ARMS):
+                for scorer in (FITTED, *ARMS) if size != 0 else (FULL,):
                     yield Part(size, seed, fold), scorer
+
+
+def seeds_of(size: int | None) -> tuple[int, ...]:
+    """Where nothing is learned there is nothing to draw."""
+    return SEEDS if size != 0 else SEEDS[:1]
+
+
+def _shown(size: int | None) -> str:
+    return "all" if size is None else str(size)
 
 
 def forward_passes(total: int, work: tuple[Part, str]) -> float:
     """Roughly what a part costs, in judgements that are read once; learning reads them thrice."""
     part, scorer = work
-    learned = part.size or total * (FOLDS - 1) / FOLDS
-    read = 0.0 if scorer == FITTED else 3 * learned * EPOCHS[part.size]
+    learned = total * (FOLDS - 1) / FOLDS if part.size is None else part.size
+    read = 0.0 if scorer == FITTED else 3 * learned * EPOCHS.get(part.size, 0)
     return read + total / FOLDS
 
 
@@ -160,9 +177,10 @@ def until(minutes: float, work: Iterable[tuple[Part, str]]) -> Iterator[tuple[Pa
         yield each
 
 
-def kept(folder: Path, part: Part, scorer: str) -> Path:
-    """Where the outcomes of an arm, or of all rulers, are."""
-    return folder / f"{scorer.replace(' ', '_')}-{part.name}.npz"
+def kept(folder: Path, part: Part, scorer: str, rates: Mapping[str, float]) -> Path:
+    """Where the outcomes of an arm at its rate, or of all rulers, are."""
+    rate = f"{rates[scorer]:g}-" if scorer in rates and part.size != 0 else ""
+    return folder / f"{scorer.replace(' ', '_')}-{rate}{part.name}.npz"
 
 
 def shuffled(judgements: list[Judgement], part: Part) -> list[Judgement]:
@@ -184,11 +202,11 @@ def measured(judgements: list[Judgement], fold: int, *, reference: bool) -> list
 
 
 def rate_of(arm: str, *, folder: Path, given: argparse.Namespace) -> tuple[str, float]:
-    """An arm's best rate on judgements beside a lesson of 50; what each did is kept."""
+    """An arm's best rate on judgements beside a lesson; what each did is kept."""
     judgements, _ = read_judgements(given.data)
     file = folder / f"rates-{arm.replace(' ', '_')}.json"
     tried: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
-    part = Part(SIZES[0], SEEDS[0], 0)
+    part = Part(TRIAL, SEEDS[0], 0)
     learned = lesson(judgements, part)
     groups = {j.prompt_group for j in learned}
     others = [j for j in shuffled(judgements, part) if j.prompt_group not in groups][:TRIED]
@@ -212,6 +230,10 @@ def fine_tuned(
 ) -> np.ndarray:
     """Fine-tune an arm; whether it then prefers the better answer of each judgement held out."""
     torch.set_num_threads(1)
+    start = given.pretrained if arm == FULL else given.start
+    table = groups_of(held_out, reference=arm != BLIND, split="eval")
+    if not learned:
+        return _outcomes(Scorer(RewardModel.start(start, wrapper="sft", limits=LIMITS)), table)
     settings = TrainSettings(
         lr=rate,
         epochs=EPOCHS[part.size],
@@ -220,13 +242,16 @@ def fine_tuned(
         max_length=LIMITS.max_length,
         max_response_length=LIMITS.max_response_length,
     )
-    start = given.pretrained if arm == FULL else given.start
     with tempfile.TemporaryDirectory(dir=folder, prefix="unfinished-") as scratch:
         groups, out = Path(scratch) / "groups.parquet", Path(scratch) / "run"
         pq.write_table(groups_of(learned, reference=arm != BLIND, split="train"), groups)
         train([groups], start, out, settings, stage="finetune")
-        table = groups_of(held_out, reference=arm != BLIND, split="eval")
-        scores = np.array(Scorer.load(out).score_groups(table))
+        return _outcomes(Scorer.load(out), table)
+
+
+def _outcomes(scorer: Scorer, table: pa.Table) -> np.ndarray:
+    """Per group of two whether the first scores higher, 0.5 for a tie."""
+    scores = np.array(scorer.score_groups(table))
     return (np.sign(scores[:, 0] - scores[:, 1]) + 1) / 2
 
 
@@ -242,7 +267,7 @@ def run(
     else:
         rate = rates[scorer]
         outcomes = {scorer: fine_tuned(part, scorer, rate, learned, held_out, folder, given)}
-    keep(kept(folder, part, scorer), outcomes)
+    keep(kept(folder, part, scorer, rates), outcomes)
     return part, scorer
 
 
@@ -263,28 +288,30 @@ def keep(file: Path, outcomes: dict[str, np.ndarray]) -> None:
     draft.replace(file)
 
 
-def results(judgements: list[Judgement], folder: Path) -> list[dict[str, Any]]:
+def results(
+    judgements: list[Judgement], folder: Path, rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
     """A row for each size and scorer whose parts are all there, on judgements with a reference.
 
     The arm without reference has a second row for those without one.
     """
     rows = []
     for size in SIZES:
-        outcomes, others = _gathered(judgements, folder, size)
+        outcomes, others = _gathered(judgements, folder, size, rates)
         for name, values in outcomes.items():
-            rows.append({"size": size or "all", "scorer": name, "on": "with a reference"})
+            rows.append({"size": _shown(size), "scorer": name, "on": "with a reference"})
             rows[-1] |= _macro(judgements, {name: values}, name, None)
             if name == FULL and PLAIN in outcomes:
                 lead = _macro(judgements, outcomes, FULL, PLAIN)
                 rows[-1]["lead"] = {k: lead[k] for k in ("value", "low", "high")}
         if others is not None:
-            rows.append({"size": size or "all", "scorer": BLIND, "on": "without a reference"})
+            rows.append({"size": _shown(size), "scorer": BLIND, "on": "without a reference"})
             rows[-1] |= _macro(judgements, {BLIND: others}, BLIND, None)
     return rows
 
 
 def _gathered(
-    judgements: list[Judgement], folder: Path, size: int | None
+    judgements: list[Judgement], folder: Path, size: int | None, rates: Mapping[str, float]
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Per scorer the outcome of each judgement, NaN where it has none, averaged over seeds."""
     with_reference = np.array([j.reference is not None for j in judgements])
@@ -292,9 +319,9 @@ def _gathered(
     outcomes, others = {}, None
     for arm in (*ARMS, FITTED):
         sums: dict[str, np.ndarray] = {}
-        for seed in SEEDS:
+        for seed in seeds_of(size):
             for fold in range(FOLDS):
-                file = kept(folder, Part(size, seed, fold), arm)
+                file = kept(folder, Part(size, seed, fold), arm, rates)
                 if not file.is_file():
                     break
                 rows = folds == fold
@@ -303,7 +330,7 @@ def _gathered(
                 with np.load(file) as found:
                     for name in found:
                         values = sums.setdefault(name, np.full(len(judgements), 0.0))
-                        values[rows] += found[name] / len(SEEDS)
+                        values[rows] += found[name] / len(seeds_of(size))
             else:
                 continue
             break

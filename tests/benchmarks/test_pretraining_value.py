@@ -122,15 +122,17 @@ def test_a_large_source_does_not_outweigh_a_small_one_and_a_tiny_one_does_not_co
 
 def test_the_table_shows_only_what_is_there_whole(tmp_path):
     judgements = many({"s": 200})
-    assert bench.results(judgements, tmp_path) == []
+    rates = dict.fromkeys(bench.ARMS, 1e-4)
+    assert bench.results(judgements, tmp_path, rates) == []
     for seed in bench.SEEDS:
         for fold in range(5):
             for arm in bench.ARMS:
                 own = bench.measured(judgements, fold, reference=arm != bench.BLIND)
                 value = {bench.FULL: 1.0, bench.PLAIN: float(seed == 0), bench.BLIND: 0.5}[arm]
-                file = bench.kept(tmp_path, bench.Part(50, seed, fold), arm)
+                file = bench.kept(tmp_path, bench.Part(50, seed, fold), arm, rates)
                 np.savez(file, **{arm: np.full(len(own), value)})
-    rows = bench.results(judgements, tmp_path)
+    rows = bench.results(judgements, tmp_path, rates)
+    assert bench.results(judgements, tmp_path, dict.fromkeys(bench.ARMS, 1e-5)) == []
     seen = {(row["scorer"], row["on"]): row["value"] for row in rows}
     assert seen == {
         (bench.FULL, "with a reference"): 1.0,
@@ -156,7 +158,7 @@ def test_the_rate_that_did_best_beside_the_lesson_is_taken_and_not_tried_again(
         assert not {j.prompt_group for j in learned} & {j.prompt_group for j in held_out}
         assert all(j.fold != part.fold for j in (*learned, *held_out))
         seen.append(rate)
-        return np.full(len(held_out), {1e-4: 0.5, 5e-4: 0.8, 2e-3: 0.7}[rate])
+        return np.full(len(held_out), 0.8 if rate == 5e-4 else 0.7)
 
     monkeypatch.setattr(bench, "fine_tuned", fine_tuned)
     monkeypatch.setattr(bench, "read_judgements", lambda _: (judgements, {}))
@@ -192,7 +194,7 @@ def test_it_goes_on_where_it_was_stopped_with_every_scorer_once(tmp_path):
     command += ["--processes", "2", "--minutes", "0.01"]
     own = {"POLAR_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     seen: dict[str, int] = {}
-    for times in range(1, 7):
+    for times in range(1, 12):
         ended = subprocess.run(
             command, cwd=PROJECT, env=os.environ | own, capture_output=True, text=True, check=True
         )
@@ -203,12 +205,14 @@ def test_it_goes_on_where_it_was_stopped_with_every_scorer_once(tmp_path):
         assert "the same command goes on" in ended.stderr
         assert times == 1 or "rate " not in ended.stderr, "a rate was tried again"
         seen = found
-        if len(seen) >= 4:
+        if len(seen) >= 10:
             break
-    part = bench.Part(50, 0, 0)
     judgements, _ = read_judgements(tmp_path)
-    for scorer in (bench.FITTED, *bench.ARMS):
-        held_out = bench.measured(judgements, 0, reference=scorer != bench.BLIND)
-        with np.load(bench.kept(folder, part, scorer)) as outcomes:
+    rates = json.loads(ended.stdout.splitlines()[-1])["rates"]
+    done = [each for each in bench.all_work() if bench.kept(folder, *each, rates).is_file()]
+    assert len(done) == len(seen)
+    for part, scorer in done:
+        held_out = bench.measured(judgements, part.fold, reference=scorer != bench.BLIND)
+        with np.load(bench.kept(folder, part, scorer, rates)) as outcomes:
             assert {len(outcomes[name]) for name in outcomes} == {len(held_out)}
     assert not list(folder.glob("unfinished-*"))
