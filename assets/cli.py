@@ -177,7 +177,7 @@ def evaluate(
 @app.command()
 def similar(
     text: Annotated[str, typer.Argument(help="Text to look for.")],
-    top: Annotated[int, typer.Option(help="At most this many answers.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="At most this many answers.")] = 10,
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:

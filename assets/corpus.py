@@ -24,6 +24,7 @@ from assets.results import (
     count_plot,
     made,
     of_sources,
+    of_sources_or_gone,
     progress_of,
     replace_counts,
     table_link,
@@ -202,7 +203,7 @@ def pairs(
             AUTHOR,
             f"pairs: {result.rows:,} labelled",
             [
-                Replace("pairs", result.files, of_sources(sources)),
+                Replace("pairs", result.files, of_sources_or_gone(sources)),
                 Replace("pair_sums", result.sums, f"source in ({sql_list(sources)})"),
                 replace_counts(result.counts, "pairs", sources),
             ],
@@ -258,7 +259,7 @@ def preferences(
         snapshot = lake.publish(
             AUTHOR,
             f"preferences: {found.num_rows:,}",
-            [Replace("preferences", found, of_sources([source]))],
+            [Replace("preferences", found, of_sources_or_gone([source]))],
         )
     by_category = found.group_by("category").aggregate([([], "count_all")]).to_pylist()
     return made(
@@ -306,7 +307,11 @@ def groups(
             AUTHOR,
             f"groups: {found.num_rows:,} of policies, {preferred.num_rows:,} of preferences",
             [
-                Replace("groups", pa.concat_tables([found, preferred]), of_sources(sources)),
+                Replace(
+                    "groups",
+                    pa.concat_tables([found, preferred]),
+                    of_sources_or_gone(sources),
+                ),
                 replace_counts(pa.concat_tables([counts, preferred_counts]), "groups", sources),
             ],
         )

@@ -105,7 +105,7 @@ def prompts(
             if asked.get(row["prompt_id"]) != row["text"]
         ]
         changes: list[Change] = [
-            Replace("prompts", table, f"source = '{source}'"),
+            Replace("prompts", table, f"source = {quoted(source)}"),
             Replace("quarantine", drawn.quarantine, _listed(source)),
             replace_counts(drawn.counts, "ingest", [source]),
         ]

@@ -61,6 +61,11 @@ def of_sources(sources: list[str], prompt_column: str = "prompt_id") -> str:
     )
 
 
+def of_sources_or_gone(sources: list[str]) -> str:
+    """SQL predicate: rows whose prompt is of these sources, or is there no more."""
+    return f"{of_sources(sources)} or prompt_id not in (select prompt_id from prompts)"
+
+
 def replace_counts(counts: pa.Table, stage: str, sources: list[str]) -> Replace:
     """The change that sets a stage's counts for some sources."""
     return Replace(

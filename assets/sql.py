@@ -79,9 +79,15 @@ def run_query(
             return
         part = output.with_name(f".{output.name}.{os.getpid()}.part")
         try:
+            if output.is_dir():
+                msg = f"{output} is a folder; give the name of a file"
+                raise QueryError(msg)
             with part.open("w", encoding="utf-8", newline="") as file:
                 _answer(con, statements, format, home, file)
             part.replace(output)
+        except OSError as error:
+            msg = f"{output}: cannot be written: {error.strerror}; give another --output"
+            raise QueryError(msg) from error
         finally:
             part.unlink(missing_ok=True)
 

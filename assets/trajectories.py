@@ -14,6 +14,7 @@ from assets.results import AUTHOR, count_plot, made, progress_of, table_link
 from assets.stages import asset_kwargs
 from assets.staleness import workspace_policy_ids
 from assets.workspace import Workspace
+from pipelines.attach import quoted
 from pipelines.engines.base import Engine
 from pipelines.errors import PolicyUnavailableError
 from pipelines.lake import Change, Replace, Upsert
@@ -96,7 +97,9 @@ def _trajectories(
             changes: list[Change] = [
                 Upsert("trajectories", result.files),
                 Replace(
-                    "counts", result.counts, f"stage = 'rollouts' and label = '{policy['name']}'"
+                    "counts",
+                    result.counts,
+                    f"stage = 'rollouts' and label = {quoted(policy['name'])}",
                 ),
             ]
             snapshot = lake.publish(

@@ -143,11 +143,12 @@ class Home:
         return self.polar("run", "--config", str(self.config), *data, *arguments, **options)
 
 
-def stray_pair() -> Append:
-    """A pair whose prompt and trajectories nobody knows."""
+def stray_pair() -> tuple[Append, Append]:
+    """A pair of trajectories that nobody knows, and the prompt of another source that it is of."""
+    prompt = {"prompt_id": b"p" * 16, "source": "elsewhere"}
     pair = {"trajectory_a": b"a" * 16, "trajectory_b": b"b" * 16, "prompt_id": b"p" * 16}
     labels = {"label": "cross_policy", "relation": "same", "split": "train", "cell": "seen"}
-    return Append("pairs", rows("pairs", pair | labels))
+    return Append("prompts", rows("prompts", prompt)), Append("pairs", rows("pairs", pair | labels))
 
 
 def tiny(folder: Path) -> Home:

@@ -45,7 +45,7 @@ def test_two_configurations_in_one_home_leave_each_other_alone(copy: Home, tmp_p
     plan = other.plan("groups")
     assert plan["recorded"] == "changed: data"
     assert set(plan) == {"recorded", "duplicates", "pairs", "groups"}
-    copy.publish(stray_pair())
+    copy.publish(*stray_pair())
     assert other.run("groups").stopped == "pairs"
     assert copy.plan() == {}
     assert rows_of_tiny(copy) == before
@@ -53,6 +53,21 @@ def test_two_configurations_in_one_home_leave_each_other_alone(copy: Home, tmp_p
     asked = other.one("select sum(rows)::bigint from counts where stage = 'dedup' and what = 'in' "
                       "and source = 'other'")  # fmt: skip
     assert asked == 400
+
+
+@pytest.mark.slow
+def test_prompts_that_are_gone_take_their_pairs_and_groups_along(tmp_path: Path):
+    home = records(tmp_path, tmp_path / "home", lines(prompts=12, policies=6))
+    assert home.run("groups").ok
+    before = {table: home.one(f"select count(*) from {table}") for table in ("pairs", "groups")}
+    write(tmp_path / "data", lines(prompts=8, policies=6))
+    outcome = home.run("groups")
+    assert outcome.ok, outcome.failed
+    for table, rows in before.items():
+        assert 0 < home.one(f"select count(*) from {table}") < rows
+        kept = f"select count(*) from {table} join prompts using (prompt_id)"
+        assert home.one(kept) == home.one(f"select count(*) from {table}")
+    assert home.plan("groups") == {}
 
 
 def in_source(home: Home, source: str, table: str) -> int:

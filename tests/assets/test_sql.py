@@ -131,6 +131,13 @@ def test_parquet_to_standard_output_and_not_to_a_terminal(home: Path):
         run_query(home, "select 1", "parquet", stream=Terminal())
 
 
+def test_an_output_that_cannot_be_written_is_said_so(home: Path, tmp_path: Path):
+    with pytest.raises(QueryError, match="is a folder; give the name of a file"):
+        run_query(home, "select 1", "csv", output=tmp_path)
+    with pytest.raises(QueryError, match="x.csv: cannot be written: No such file or directory"):
+        run_query(home, "select 1", "csv", output=tmp_path / "none" / "x.csv")
+
+
 def test_an_output_file_appears_whole_or_not_at_all(home: Path, tmp_path: Path):
     with pytest.raises(QueryError, match="no"):
         run_query(home, "select error('no') from range(9)", "csv", output=tmp_path / "x.csv")

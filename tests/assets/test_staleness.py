@@ -142,6 +142,8 @@ def test_answers_that_went_with_their_prompts_are_made_again_when_those_come_bac
     before = answers(copy)
     copy.edit("run.yaml", prompts={"wordings": 1})
     assert [item.title for item in copy.run("prompts").made] == ["prompts"]
+    outcome = copy.run("groups")  # their pairs, judgements and groups go too
+    assert outcome.ok, outcome.failed
     fewer = answers(copy)
     assert sum(n for n, _ in fewer.values()) < sum(n for n, _ in before.values())
     copy.edit("run.yaml", prompts={"wordings": 2})
@@ -239,7 +241,7 @@ def test_deleted_weights_of_the_pool_are_trained_again(copy: Home):
 
 @pytest.mark.slow
 def test_a_failed_check_stops_what_depends_on_it_until_it_is_mended(copy: Home):
-    copy.publish(stray_pair())
+    copy.publish(*stray_pair())
     assert copy.plan() == {}  # nobody looked yet
     copy.edit("run.yaml", pairs={"require_same_sampling": False})
     for reason in ("changed: settings", "check failed: references_resolve, summed"):
@@ -254,6 +256,13 @@ def test_a_failed_check_stops_what_depends_on_it_until_it_is_mended(copy: Home):
     assert copy.plan()["groups"].startswith("changed: settings")
     copy.publish(Replace("pairs", rows("pairs"), "trajectory_a = repeat('61', 16)::uuid"))
     assert [item.title for item in copy.run("groups").made] == ["pairs", "groups"]
+
+
+def test_a_policy_may_have_an_apostrophe_in_its_name(copy: Home):
+    add_policy(copy, name="o'beech")
+    assert copy.run("trajectories").ok
+    assert copy.plan("trajectories") == {}
+    assert copy.one("select count(*) from counts where label = 'o''beech' and what = 'out'") > 0
 
 
 def test_a_failed_check_on_one_policys_answers_stops_the_run(copy: Home):
