@@ -175,7 +175,8 @@ def test_it_goes_on_where_it_was_stopped_with_every_scorer_once(tmp_path):
     from trainer.model import RewardModel
 
     tokenizer = byte_level_tokenizer()
-    tiny_llama(len(tokenizer), tie_word_embeddings=True).save_pretrained(tmp_path / "start")
+    network = tiny_llama(len(tokenizer), tie_word_embeddings=True, max_position_embeddings=512)
+    network.save_pretrained(tmp_path / "start")
     tokenizer.save_pretrained(tmp_path / "start")
     RewardModel.start(tmp_path / "start", wrapper="sft").save(tmp_path / "pretrained")
     prompts, rows = [], []
