@@ -59,6 +59,9 @@ def run_query(
         LakeError: there is no lake or no such snapshot.
     """
     stream = stream or sys.stdout
+    if output is not None and output.is_dir():
+        msg = f"{output} is a folder; give the name of a file"
+        raise QueryError(msg)
     if format not in WRITERS:
         msg = f"unknown format {format!r}; there are {', '.join(WRITERS)}"
         raise QueryError(msg)
@@ -79,9 +82,6 @@ def run_query(
             return
         part = output.with_name(f".{output.name}.{os.getpid()}.part")
         try:
-            if output.is_dir():
-                msg = f"{output} is a folder; give the name of a file"
-                raise QueryError(msg)
             with part.open("w", encoding="utf-8", newline="") as file:
                 _answer(con, statements, format, home, file)
             part.replace(output)

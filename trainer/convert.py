@@ -24,6 +24,7 @@ from trainer.files import read_object
 from trainer.internlm2 import (
     ARCHITECTURE,
     fuse,
+    is_official,
     llama_config,
     llama_names,
     official_config,
@@ -73,8 +74,8 @@ def convert(
         msg = f"{out} exists; choose another folder, or remove it"
         raise TrainerError(msg)
     config = _configuration(source)
-    is_official = _is_official(config)
-    if not is_official and config.get("model_type") != "llama":
+    official = is_official(config)
+    if not official and config.get("model_type") != "llama":
         msg = (
             f"{source}: model type {config.get('model_type')!r}, architectures "
             f"{config.get('architectures')}; give an {ARCHITECTURE} folder or a Llama classifier"
@@ -85,14 +86,14 @@ def convert(
     unfinished.mkdir(parents=True)
     try:
         weights, shards = Weights(source), Shards(unfinished, shard_bytes, progress)
-        if is_official:
+        if official:
             _to_llama(source, config, weights, unfinished, shards, wrapper)
         else:
             _to_official(source, config, weights, unfinished, shards, like)
         unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return "LlamaForSequenceClassification" if is_official else ARCHITECTURE
+    return "LlamaForSequenceClassification" if official else ARCHITECTURE
 
 
 def _to_llama(
@@ -165,10 +166,6 @@ def _configuration(folder: Path) -> dict[str, Any]:
     return read_object(folder / "config.json", "give the folder of a checkpoint")
 
 
-def _is_official(config: Mapping[str, Any]) -> bool:
-    return ARCHITECTURE in (config.get("architectures") or ())
-
-
 def _require_all(weights: Weights, wanted: set[str], where: Path) -> None:
     found = set(weights)
     if found != wanted:
@@ -182,7 +179,7 @@ def _require_all(weights: Weights, wanted: set[str], where: Path) -> None:
 def _official_files(folder: Path) -> Path:
     """Where a folder keeps the official files that are not weights."""
     for place in (folder / OFFICIAL, folder):
-        if (place / "config.json").is_file() and _is_official(_configuration(place)):
+        if (place / "config.json").is_file() and is_official(_configuration(place)):
             return place
     msg = (
         f"{folder}: no {ARCHITECTURE} configuration and tokenizer came with it; give an official "

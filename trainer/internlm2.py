@@ -213,6 +213,11 @@ def llama_names(llama: LlamaConfig) -> Iterator[str]:
                 yield f"{start}self_attn.{part}.bias"
 
 
+def is_official(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is that of an official checkpoint."""
+    return ARCHITECTURE in (config.get("architectures") or ())
+
+
 def official_names(llama: LlamaConfig) -> Iterator[str]:
     """Names of all tensors of the same model as an InternLM2 one."""
     for name in llama_names(llama):

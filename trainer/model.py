@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from trainer.errors import BadCheckpointError
-from trainer.internlm2 import ARCHITECTURE
+from trainer.internlm2 import is_official
 from trainer.lora import merged
 from trainer.template import REWARD, SEPARATOR, Limits, Template, Wrapper
 
@@ -253,8 +253,7 @@ def _context(network: PreTrainedModel) -> int | None:
 def _is_official(path: Path) -> bool:
     """Whether a folder says that it is one of the official POLAR checkpoints."""
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        return ARCHITECTURE in (config.get("architectures") or ())
+        return is_official(json.loads((path / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError):
         return False
 
