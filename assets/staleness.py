@@ -29,6 +29,12 @@ UNMADE = "answers removed in snapshot"
 """Metadata of prompts: when answers last went with their prompts. It is part of the fingerprint,
 so that prompts that come back are answered again."""
 PROVENANCE = "provenance"
+ROWS = "dagster/row_count"
+OWED = "not answered by a failing server"
+"""Metadata of a policy's answers: how many are wanted and were not given."""
+AMONG = "asked beside"
+"""Metadata of a policy's answers: ids of the pool's policies, where prompts are dealt out among
+them. When one of them goes, its prompts fall to others."""
 
 
 def provenance(
@@ -54,10 +60,16 @@ def fingerprint_of(workspace: Workspace, instance: dg.DagsterInstance, stage: St
         unmade = unmade_of(record)
         return digest([made, unmade] if unmade else made) if made else ""
     parts = {
-        name: last_provenance(workspace, instance, stage, name)
+        name: last_made(workspace, instance, stage, name)
         for name in sorted(workspace_policy_ids(workspace))
     }
-    return digest({name: made for name, made in parts.items() if made})
+    return digest(
+        {
+            name: [_provenance_of(record), _metadata(record, ROWS, 0)]
+            for name, record in parts.items()
+            if record
+        }
+    )
 
 
 def last_made(
@@ -138,7 +150,8 @@ def why_stale(
     if stage.idle(workspace):
         return None
     records = _newest(instance, stage, partition)
-    made = _provenance_of(_own(workspace, records))
+    own = _own(workspace, records)
+    made = _provenance_of(own)
     if made is None:
         return "never made"
     now = provenance(workspace, instance, stage, partition)
@@ -148,11 +161,22 @@ def why_stale(
     latest = _of_sources(workspace, stage, records)
     if _provenance_of(latest) != made:
         return f"replaced by the configuration {maker_of(latest)!r}"
+    if unasked := _unasked(workspace, own):
+        return unasked
     gone = [path for path in stage.files(workspace) if not path.exists()]
     if gone:
         return f"missing: {gone[0].relative_to(workspace.home)}"
     failed = failed_checks(workspace, instance, stage, partition)
     return f"check failed: {', '.join(failed)}" if failed else None
+
+
+def _unasked(workspace: Workspace, record: EventLogRecord | None) -> str | None:
+    """Why a policy is asked again though it and its prompts are as they were."""
+    owed = _metadata(record, OWED, 0)
+    if owed:
+        return f"{owed:,} {OWED}"
+    left = set(_metadata(record, AMONG, [])) - set(workspace_policy_ids(workspace).values())
+    return "prompts of policies that left the pool" if left else None
 
 
 def failed_checks(

@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 
 from assets.results import AUTHOR, count_plot, made, progress_of, table_link
 from assets.stages import asset_kwargs
-from assets.staleness import workspace_policy_ids
+from assets.staleness import AMONG, OWED, ROWS, workspace_policy_ids
 from assets.workspace import Workspace
 from pipelines.attach import quoted
-from pipelines.engines.base import Engine
+from pipelines.engines.base import PASSING, Engine
 from pipelines.errors import PolicyUnavailableError
 from pipelines.lake import Change, Replace, Upsert
 
@@ -117,12 +117,14 @@ def _trajectories(
         context,
         workspace,
         {
-            "dagster/row_count": totals["answers"],
+            ROWS: totals["answers"],
             "made now": result.made,
             "mean characters": round(totals["characters"] or 0.0, 1),
             "share correct": round(totals["correct"], 3) if totals["correct"] is not None else "",
             "engine": f"{engine.name}, {engine.version}",
             "excluded": result.excluded.num_rows,
+            **_owed(result.excluded),
+            **({AMONG: dg.MetadataValue.json(sorted(ids))} if settings.shares else {}),
             **_set_aside(result.excluded),
             **_usage(engine),
             "snapshot": snapshot,
@@ -138,6 +140,12 @@ def _set_aside(excluded: pa.Table) -> dict[str, Any]:
     rows = told.select(["prompt_id", "sample_index", "reason", "detail"]).to_pylist()
     named = [{**row, "prompt_id": str(row["prompt_id"])} for row in rows]
     return {"set aside": dg.MetadataValue.json(named)} if named else {}
+
+
+def _owed(excluded: pa.Table) -> dict[str, Any]:
+    """What is wanted and was not given, for no reason of its own, as metadata."""
+    counted = pc.sum(pc.is_in(excluded["reason"], value_set=pa.array(PASSING))).as_py()
+    return {OWED: counted} if counted else {}
 
 
 def _usage(engine: Engine) -> dict[str, Any]:

@@ -51,6 +51,11 @@ class RolloutSettings(Settings):
     batch_size: int = Field(default=256, ge=1, description="answers made, and staged, at a time")
     seed: int = Field(default=0, ge=0, description="of the sparse assignment")
 
+    @property
+    def shares(self) -> bool:
+        """Whether prompts are dealt out among policies, so that who asks what depends on others."""
+        return self.assignment == "sparse"
+
     @model_validator(mode="after")
     def _samples_differ(self) -> RolloutSettings:
         if self.sampling.temperature == 0 and self.samples > 1:

@@ -58,6 +58,9 @@ class SetAside:
 
 Answer = Completion | SetAside
 
+PASSING = ("connection_lost", "server_error")
+"""Reasons of the server's, not of the request's: another day it may be answered."""
+
 
 class Engine(Protocol):
     """Something that answers for one policy, whatever runs the weights."""

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from assets.definitions import build_definitions
-from pipelines.engines import vllm_server
+from pipelines.engines import asking, vllm_server
 from pipelines.errors import PolicyUnavailableError
 from tests.assets.homes import ROOT, Home
 from tests.pipelines import fake_endpoint, tiny_policy
@@ -89,6 +89,65 @@ def test_a_cap_stops_one_policy_and_what_it_made_is_published(
         {"engine": "openai", "engine_version": "m-1"}
     ]
     assert home.plan("trajectories") == {}
+
+
+@pytest.mark.slow
+def test_answers_that_an_outage_cost_are_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(asking, "FIRST_DELAY", 0.01)
+    overloaded = [True]
+
+    def answer(body: dict[str, Any], number: int) -> tuple[int, Any, dict[str, str]]:
+        if number >= 5 and overloaded:
+            return 500, {"error": {"message": "overloaded"}}, {}
+        return fake_endpoint.good(body)
+
+    fake = fake_endpoint.Endpoint(answer)
+    try:
+        home = home_of(tmp_path, vendor("v"), tasks=20, openai={"base_url": fake.url})
+        assert home.run("duplicates").ok
+        some = home.one("select count(*) from trajectories")
+        assert 0 < some < 40
+        owed = {"trajectories: v": f"{40 - some} not answered by a failing server"}
+        assert home.plan("trajectories") == owed
+        assert home.run("duplicates").made[0].title == "trajectories: v"  # still overloaded
+        assert home.plan("trajectories") == owed
+        overloaded.clear()
+        made = [item.title for item in home.run("duplicates").made]
+        assert made == ["trajectories: v", "duplicates"]
+        assert home.one("select count(*) from trajectories") == 40
+        assert home.query("select reason from counts where what = 'excluded' and rows > 0") == []
+        assert home.plan("duplicates") == {}
+    finally:
+        fake.close()
+
+
+@pytest.mark.slow
+def test_prompts_of_a_policy_that_leaves_fall_to_the_others(
+    fake: fake_endpoint.Endpoint, tmp_path: Path
+):
+    names = ("a", "b", "c")
+    home = home_of(tmp_path, *map(vendor, names), tasks=40, openai={"base_url": fake.url})
+    home.edit("run.yaml", rollouts={"assignment": "sparse", "policies_per_prompt": 1})
+    assert home.run("duplicates").ok
+    by_policy = "select name, count(*) as n from trajectories join policies using (policy_id) "
+    before = {row["name"]: row["n"] for row in home.query(by_policy + "group by 1")}
+    assert sum(before.values()) == 80
+    assert set(before) == set(names)
+    home.edit("pool.yaml", policies=[vendor("a"), vendor("b")])
+    made = {item.title: item.reason for item in home.run("duplicates").made}
+    left = "prompts of policies that left the pool"
+    assert (made["trajectories: a"], made["trajectories: b"]) == (left, left)
+    assert "duplicates" in made
+    after = {row["name"]: row["n"] for row in home.query(by_policy + "group by 1")}
+    assert after["c"] == before["c"]  # its answers stay
+    assert after["a"] + after["b"] == 80
+    assert home.plan("duplicates") == {}
+    home.edit("pool.yaml", policies=list(map(vendor, names)))
+    assert not set(home.plan("trajectories")) & {"trajectories: a", "trajectories: b"}
+    assert home.run("duplicates").ok
+    assert {row["name"]: row["n"] for row in home.query(by_policy + "group by 1")} == after
 
 
 def test_a_pool_with_vllm_takes_the_place_of_the_gpu(tmp_path: Path):
