@@ -17,6 +17,7 @@ from pipelines.attach import quoted
 from pipelines.errors import ConfigError
 from pipelines.labels import sql_list
 from pipelines.lake import Change, Replace, Upsert
+from pipelines.policies import moved
 from pipelines.prompt_sources import Drawn, draw_prompts, label_prefix
 from pipelines.schemas import COUNTS, QUARANTINE, TRAJECTORIES
 
@@ -55,8 +56,10 @@ def policies(
     """Register the pool's policies; one whose weights are missing is reported, not fatal."""
     table, unavailable = workspace.policies_now()
     with workspace.lake() as lake:
+        earlier = lake.query("from policies where source = ?", [workspace.pool.source])
+        rows = pa.concat_tables([table, moved(earlier, table)])
         snapshot = lake.publish(
-            AUTHOR, f"policies: {table.num_rows} of the pool", [Upsert("policies", table)]
+            AUTHOR, f"policies: {table.num_rows} of the pool", [Upsert("policies", rows)]
         )
     names = table["name"].to_pylist()
     context.instance.add_dynamic_partitions("policies", names)

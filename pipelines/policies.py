@@ -287,3 +287,21 @@ def policies_table(
         for p in present
     ]
     return pa.Table.from_pylist(rows, schema=schemas.POLICIES.schema), unavailable
+
+
+def moved(earlier: pa.Table, now: pa.Table) -> pa.Table:
+    """Policies that left the pool while their group stayed and changed sides, on its new side.
+
+    Args:
+        earlier: policies of the pool as they are registered.
+        now: those that the pool has now.
+    """
+    present = set(ids.storage(now["policy_id"]).to_pylist())
+    sides = dict(zip(now["policy_group"].to_pylist(), now["split"].to_pylist(), strict=True))
+    rows = [
+        row | {"split": sides[row["policy_group"]]}
+        for row in earlier.to_pylist()
+        if ids.raw(row["policy_id"]) not in present
+        and sides.get(row["policy_group"], row["split"]) != row["split"]
+    ]
+    return pa.Table.from_pylist(rows, schema=schemas.POLICIES.schema)

@@ -205,6 +205,20 @@ def test_changed_weights_are_another_policy(copy: Home):
     assert copy.plan("trajectories") == {}
 
 
+@pytest.mark.slow
+def test_a_policy_that_left_changes_sides_with_its_group(copy: Home):
+    pool = yaml.safe_load((copy.config.parent / "pool.yaml").read_text(encoding="utf-8"))
+    (date,) = [policy for policy in pool["policies"] if policy["name"] == "date"]
+    date.update(split="train", template="{prompt}\n\n")
+    copy.edit("pool.yaml", policies=pool["policies"])
+    outcome = copy.run("policies")
+    assert outcome.ok, outcome.failed
+    dates = copy.query("select split, template from policies where name = 'date'")
+    assert sorted(row["template"] for row in dates) == ["{prompt}\n", "{prompt}\n\n"]
+    assert {row["split"] for row in dates} == {"train"}
+    assert copy.one("select split from policies where name = 'cork'") == "test"
+
+
 def test_a_deleted_checkpoint_is_trained_again(copy: Home):
     row = copy.query("from checkpoints where name = 'finetuned'")
     shutil.rmtree(copy.path / "checkpoints" / "tiny" / "finetuned")
