@@ -38,7 +38,8 @@ numba.config.CACHE_DIR = str(_cache_folder())  # type: ignore[attr-defined]
 P1, P2, P3, P4, P5 = (
     np.uint32(p) for p in (2654435761, 2246822519, 3266489917, 668265263, 374761393)
 )
-SPACE = -1  # in a fold table: this code point ends a word; 0 says that it shows nothing
+SPACE = -1  # in a fold table: this code point ends a word; 0 says that it shows nothing, and
+# what is less that the code point of that size is a word on its own
 
 
 @njit(inline="always")
@@ -88,6 +89,21 @@ def _xxh32(lanes, size):
     return _avalanche(state)
 
 
+@njit(inline="always")
+def _utf8(point):
+    """The bytes of a code point, the first one lowest, and how many there are."""
+    if point < 0x80:
+        return point, 1
+    if point < 0x800:
+        return 0xC0 | (point >> 6) | ((0x80 | (point & 0x3F)) << 8), 2
+    if point < 0x10000:
+        encoded = 0xE0 | (point >> 12) | ((0x80 | ((point >> 6) & 0x3F)) << 8)
+        return encoded | (0x80 | (point & 0x3F)) << 16, 3
+    encoded = 0xF0 | (point >> 18) | ((0x80 | ((point >> 12) & 0x3F)) << 8)
+    encoded |= (0x80 | ((point >> 6) & 0x3F)) << 16
+    return encoded | (0x80 | (point & 0x3F)) << 24, 4
+
+
 @njit(cache=True)
 def shingle_pass(data, starts, fold, words, hashes, offsets):
     """Shingle hashes of texts that lie in one buffer; see `minhash.shingles`.
@@ -95,7 +111,7 @@ def shingle_pass(data, starts, fold, words, hashes, offsets):
     Args:
         data: UTF-8 bytes of all texts, uint8.
         starts: text i is data[starts[i] : starts[i + 1]], (n + 1,).
-        fold: by code point: its lower case, 0 if it shows nothing, SPACE; int32.
+        fold: by code point: its lower case, 0 if it shows nothing, SPACE, or less; int32.
         words: words in a shingle.
         hashes: written to, uint32; half the bytes and one for each text are always enough.
         offsets: written to, int64 (n + 1,), as in `minhash.Shingles`.
@@ -133,20 +149,7 @@ def shingle_pass(data, starts, fold, words, hashes, offsets):
                     shown = fold[point]
                     at += more
             if shown > 0:
-                if shown < 0x80:
-                    encoded, more = shown, 1
-                elif shown < 0x800:
-                    encoded = 0xC0 | (shown >> 6) | ((0x80 | (shown & 0x3F)) << 8)
-                    more = 2
-                elif shown < 0x10000:
-                    encoded = 0xE0 | (shown >> 12) | ((0x80 | ((shown >> 6) & 0x3F)) << 8)
-                    encoded |= (0x80 | (shown & 0x3F)) << 16
-                    more = 3
-                else:
-                    encoded = 0xF0 | (shown >> 18) | ((0x80 | ((shown >> 12) & 0x3F)) << 8)
-                    encoded |= (0x80 | ((shown >> 6) & 0x3F)) << 16
-                    encoded |= (0x80 | (shown & 0x3F)) << 24
-                    more = 4
+                encoded, more = _utf8(shown)
                 for _ in range(more):
                     lane = uint32(lane | (uint32(encoded & 255) << uint32(8 * (size & 3))))
                     encoded >>= 8
@@ -154,12 +157,19 @@ def shingle_pass(data, starts, fold, words, hashes, offsets):
                     if size & 3 == 0:
                         lanes[(size >> 2) - 1] = lane
                         lane = uint32(0)
-            elif shown == SPACE and size:
-                lanes[size >> 2] = lane
-                tokens[count] = _xxh32(lanes, size)
-                count += 1
-                size = 0
-                lane = uint32(0)
+            elif shown < 0:
+                if size:
+                    lanes[size >> 2] = lane
+                    tokens[count] = _xxh32(lanes, size)
+                    count += 1
+                    size = 0
+                    lane = uint32(0)
+                if shown < SPACE:
+                    encoded, more = _utf8(-shown)
+                    lanes[0] = uint32(encoded)
+                    lanes[1] = uint32(0)
+                    tokens[count] = _xxh32(lanes, more)
+                    count += 1
         if count >= words and words == 5:
             for i in range(count - 4):  # the loop below for the usual size, which vectorises
                 one = _rotate(_round(uint32(P1 + P2), tokens[i]), 1)

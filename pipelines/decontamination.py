@@ -19,14 +19,11 @@ import xxhash
 from pipelines import minhash, near
 from pipelines.dedup import components
 from pipelines.near import DedupSettings
+from pipelines.quality import UNSPACED
 
 VERIFIED = 20_000  # pairs whose shingles are compared at a time
 
-# Han, Kana, Thai, Lao, Tibetan, Myanmar, Khmer: no spaces between words.
-_UNSPACED = (
-    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-)
-_WORDS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_WORDS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from pipelines.near import (
 from pipelines.sketches import read_rows, read_signatures
 
 STATE = "state.json"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(kw_only=True)

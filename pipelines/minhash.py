@@ -6,9 +6,10 @@ of sqrt(J (1 - J) / permutations). Which texts are then compared is decided in `
 
 The recipe. A text is split at white space; each word is lower-cased, code point by code point, and
 loses the characters that show nothing (controls, zero-width space, joiners and the like); a word
-left empty is none. A shingle is `words` consecutive words; a text with fewer has one shingle, all
-its words, so that short texts match only when they are the same words. A text without words has
-no shingle: it is `empty`, and its signature is datasketch's of an empty set, all ones. In bytes:
+left empty is none. In scripts that are written without spaces each character is a word. A shingle
+is `words` consecutive words; a text with fewer has one shingle, all its words, so that short texts
+match only when they are the same words. A text without words has no shingle: it is `empty`, and its
+signature is datasketch's of an empty set, all ones. In bytes:
 
     hashes  = [xxh32(word.encode()) for word in words]
     shingle = b"".join(h.to_bytes(4, "little") for h in hashes[i : i + 5])
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from functools import cache
 from types import ModuleType
 from typing import NamedTuple
@@ -34,11 +36,12 @@ import pyarrow.compute as pc
 import xxhash
 from pydantic import Field
 
-from pipelines.quality import INVISIBLE
+from pipelines.quality import INVISIBLE, UNSPACED
 from pipelines.settings import Settings
 
 SCHEME = "affine32"
 METADATA = b"polar.minhash"
+SHINGLE = "lower-cased words; characters where words have no spaces"
 CHUNK = 65_536  # shingles permuted at a time: 256 kB stay in a core's cache
 _INVISIBLE = f"{INVISIBLE}+"
 
@@ -53,7 +56,7 @@ class MinHashSettings(Settings):
     def metadata(self) -> dict[bytes, bytes]:
         """Key-value metadata for the schema of a signatures file."""
         own = {name: getattr(self, name) for name in MinHashSettings.model_fields}
-        recipe = {"scheme": SCHEME, "hash": "xxh32", "shingle": "lower-cased words", **own}
+        recipe = {"scheme": SCHEME, "hash": "xxh32", "shingle": SHINGLE, **own}
         return {METADATA: json.dumps(recipe, sort_keys=True).encode()}
 
     @staticmethod
@@ -236,7 +239,9 @@ def overlap(sets: Shingles, left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 @cache
 def fold(points: int = 0x110000) -> np.ndarray:
-    """What each code point is to a word: its lower case, 0 (shows nothing) or -1 (space), int32.
+    """What each code point is to a word, int32.
+
+    Its lower case, 0 (shows nothing), -1 (space), or its negative where it is a word on its own.
 
     Arrow is asked, once in a process, so that it is what the numpy form does as well; but not
     about ideographs and private use, which are what they are (a test asks about all).
@@ -253,6 +258,9 @@ def fold(points: int = 0x110000) -> np.ndarray:
     table = np.arange(points, dtype=np.int32)
     table[asked] = 0
     table[asked[visible]] = list(map(ord, shown.take(pa.array(visible)).to_pylist()))
+    for low, high in re.findall("(.)-(.)", UNSPACED):
+        alone = table[ord(low) : ord(high) + 1]
+        np.negative(alone, out=alone)
     table[asked[spaces.to_numpy(zero_copy_only=False)]] = -1
     return table
 
@@ -271,7 +279,9 @@ def _bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 def _words(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Word hashes of all texts, uint32, and the offsets of each text's words, int64 (n + 1,)."""
-    split = pc.utf8_split_whitespace(texts)
+    split = pc.utf8_split_whitespace(
+        pc.replace_substring_regex(texts, pattern=f"([{UNSPACED}])", replacement=r" \1 ")
+    )
     offsets = split.offsets.to_numpy().astype(np.int64)
     encoded = split.values.slice(offsets[0], offsets[-1] - offsets[0]).dictionary_encode()
     vocabulary = pc.replace_substring_regex(

@@ -36,6 +36,11 @@ INVISIBLE = (
     r"[\s\p{Z}\p{Cc}\p{Cf}"
     r"\x{034F}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{2800}\x{3164}\x{FE00}-\x{FE0F}\x{FFA0}]"
 )
+# Thai, Lao, Tibetan, Myanmar, Khmer, Kana, Han: no spaces between words.
+UNSPACED = (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+    "\U00020000-\U000323af"
+)
 _BLANK = rf"\A{INVISIBLE}*\z"
 _CONTROL = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x{9F}]"  # all but tab, line feed, carriage return
 _REPLACEMENT = "\ufffd"
