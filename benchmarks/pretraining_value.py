@@ -14,8 +14,9 @@ has the rate, of seven, at which 50 judgements taught it most about others that 
 that fold.
 
 Every fine-tuning leaves its outcomes in POLAR_HOME/pretraining-value and is not made again: stop it
-whenever you like. A process has one thread, which is faster than one process with all of them. The
-last line is JSON; the table is in `report.html` there, beside the paper's.
+whenever you like. A process has one thread, which is faster than one process with all of them.
+Judgements that rank answers beside one reference are one group, in which it is read once. The last
+line is JSON; the table is in `report.html` there, beside the paper's.
 """
 
 from __future__ import annotations
@@ -34,13 +35,12 @@ from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from assets.home import PROJECT, polar_home
-from benchmarks.pretraining_value_items import FOLDS, Judgement, groups_of, read_judgements
+from benchmarks.pretraining_value_items import FOLDS, Judgement, groups_of, ranked, read_judgements
 from benchmarks.pretraining_value_report import BLIND, FULL, PLAIN, write_value_report
 from benchmarks.real_pool_recipe import PHASES
 from trainer.comparisons import compare, read_rows
@@ -64,6 +64,8 @@ STEPS = 50
 """A fine-tuning has about as many; the more judgements, the larger the batch."""
 LIMITS = Limits(452, 192)
 """An answer is read to its 192nd id; the recipe's limits would cost twice as much."""
+MADE = "ranked"
+"""How judgements become groups; another word keeps outcomes of other ways apart."""
 TRIED = 500
 """Judgements that a rate is chosen on."""
 FEW = 20
@@ -135,7 +137,7 @@ def identity(*folders: Path) -> str:
 
     The rate is not in it: what was learned at a rate stays valid when others are tried.
     """
-    total = hashlib.blake2b(repr((EPOCHS, STEPS, LIMITS, TRIED)).encode(), digest_size=6)
+    total = hashlib.blake2b(repr((MADE, EPOCHS, STEPS, LIMITS, TRIED)).encode(), digest_size=6)
     for folder in folders:
         total.update((folder / "model.safetensors").read_bytes())
     return total.hexdigest()
@@ -231,28 +233,41 @@ def fine_tuned(
     """Fine-tune an arm; whether it then prefers the better answer of each judgement held out."""
     torch.set_num_threads(1)
     start = given.pretrained if arm == FULL else given.start
-    table = groups_of(held_out, reference=arm != BLIND, split="eval")
     if not learned:
-        return _outcomes(Scorer(RewardModel.start(start, wrapper="sft", limits=LIMITS)), table)
+        scorer = Scorer(RewardModel.start(start, wrapper="sft", limits=LIMITS))
+        return preferred(scorer, held_out, reference=arm != BLIND)
+    parts = ranked(learned)
     settings = TrainSettings(
         lr=rate,
         epochs=EPOCHS[part.size],
-        batch_groups=max(1, len(learned) * EPOCHS[part.size] // STEPS),
+        batch_groups=max(1, len(parts) * EPOCHS[part.size] // STEPS),
         seed=part.seed,
         max_length=LIMITS.max_length,
         max_response_length=LIMITS.max_response_length,
     )
     with tempfile.TemporaryDirectory(dir=folder, prefix="unfinished-") as scratch:
         groups, out = Path(scratch) / "groups.parquet", Path(scratch) / "run"
-        pq.write_table(groups_of(learned, reference=arm != BLIND, split="train"), groups)
+        pq.write_table(groups_of(parts, reference=arm != BLIND, split="train"), groups)
         train([groups], start, out, settings, stage="finetune")
-        return _outcomes(Scorer.load(out), table)
+        return preferred(Scorer.load(out), held_out, reference=arm != BLIND)
 
 
-def _outcomes(scorer: Scorer, table: pa.Table) -> np.ndarray:
-    """Per group of two whether the first scores higher, 0.5 for a tie."""
-    scores = np.array(scorer.score_groups(table))
-    return (np.sign(scores[:, 0] - scores[:, 1]) + 1) / 2
+def preferred(scorer: Scorer, judgements: list[Judgement], *, reference: bool) -> np.ndarray:
+    """Per judgement whether the better answer scores higher, 0.5 for a tie.
+
+    An answer that was judged several times beside one reference is scored once.
+    """
+    places: dict[tuple[str, str, str], int] = {}
+    pairs = []
+    for judgement in judgements:
+        beside = (judgement.reference or "") if reference else ""
+        for answer in (judgement.chosen, judgement.rejected):
+            text = (judgement.prompt, beside, answer)
+            pairs.append(places.setdefault(text, len(places)))
+    fields = ("prompt", "reference", "output")
+    scores = scorer.score([dict(zip(fields, text, strict=True)) for text in places])
+    chosen, rejected = scores[pairs].reshape(-1, 2).T
+    return (np.sign(chosen - rejected) + 1) / 2
 
 
 def run(
@@ -275,8 +290,9 @@ def fitted(
     part: Part, learned: list[Judgement], held_out: list[Judgement]
 ) -> dict[str, np.ndarray]:
     """Fit the rulers; whether each then prefers the better answer."""
-    lessons = compare(read_rows(groups_of(learned, reference=True, split="train")))
-    comparisons = compare(read_rows(groups_of(held_out, reference=True, split="eval")))
+    lessons = compare(read_rows(groups_of(ranked(learned), reference=True, split="train")))
+    single = [[judgement] for judgement in held_out]  # in their order
+    comparisons = compare(read_rows(groups_of(single, reference=True, split="eval")))
     rulers = fit_rulers(lessons, RULERS, seed=part.seed)
     return {name: comparisons.outcomes(ruler(comparisons.items)) for name, ruler in rulers.items()}
 

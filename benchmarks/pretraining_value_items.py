@@ -12,6 +12,7 @@ import functools
 import hashlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -100,24 +101,51 @@ def read_judgements(data: Path) -> tuple[list[Judgement], Counter[str]]:
     return judgements, counts
 
 
-def groups_of(judgements: list[Judgement], *, reference: bool, split: str) -> pa.Table:
-    """The judgements as groups of two; without `reference` its place is empty."""
+def ranked(judgements: list[Judgement]) -> list[list[Judgement]]:
+    """The judgements in parts that a ranking of answers to one prompt says exactly.
+
+    Of answers that were judged beside one reference, directly or through others, a ranking has to
+    say all that was judged and nothing else; where none does, each judgement is a part.
+    """
+    alike: dict[tuple[str, str | None], list[list[Judgement]]] = defaultdict(list)
+    for judgement in judgements:
+        parts, own = alike[judgement.prompt, judgement.reference], _answers([judgement])
+        joined = [each for part in parts if _answers(part) & own for each in part]
+        parts[:] = [part for part in parts if not _answers(part) & own] + [[*joined, judgement]]
+    found = []
+    for part in (part for parts in alike.values() for part in parts):
+        ranks = ranks_of(part)
+        said = sum(one < other for one, other in permutations(ranks.values(), 2))
+        fits = all(ranks[j.chosen] < ranks[j.rejected] for j in part)
+        found += [part] if fits and said == len(part) else [[each] for each in part]
+    return found
+
+
+def ranks_of(judgements: list[Judgement]) -> dict[str, int]:
+    """Per answer how often it was judged worse."""
+    losses = Counter(judgement.rejected for judgement in judgements)
+    return {text: losses[text] for text in sorted(_answers(judgements), key=losses.__getitem__)}
+
+
+def _answers(judgements: list[Judgement]) -> set[str]:
+    return {text for each in judgements for text in (each.chosen, each.rejected)}
+
+
+def groups_of(parts: list[list[Judgement]], *, reference: bool, split: str) -> pa.Table:
+    """A group of ranked answers for each part; without `reference` its place is empty."""
     rows = [
         {
             "group_id": f"{number:06d}",
             "wrapper": "sft",
-            "prompt": [{"role": "user", "content": judgement.prompt}],
-            "reference": (judgement.reference or "") if reference else "",
-            "candidates": [
-                {"text": text, "rank": rank}
-                for rank, text in enumerate((judgement.chosen, judgement.rejected))
-            ],
-            "category": judgement.source,
+            "prompt": [{"role": "user", "content": part[0].prompt}],
+            "reference": (part[0].reference or "") if reference else "",
+            "candidates": [{"text": text, "rank": rank} for text, rank in ranks_of(part).items()],
+            "category": part[0].source,
             "split": split,
             "cell": "new_prompt",
-            "prompt_group": judgement.prompt_group,
+            "prompt_group": part[0].prompt_group,
             "policy_group": "unknown",
         }
-        for number, judgement in enumerate(judgements)
+        for number, part in enumerate(parts)
     ]
     return pa.Table.from_pylist(rows, GROUPS_SCHEMA)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ import pytest
 
 from assets.home import PROJECT
 from benchmarks import pretraining_value as bench
-from benchmarks.pretraining_value_items import groups_of, read_judgements
+from benchmarks.pretraining_value_items import groups_of, ranked, read_judgements
 from benchmarks.pretraining_value_report import write_value_report
+from trainer.comparisons import compare, read_rows
 
 
 def preference(prompt: str, a: str, b: str, verdict: str) -> dict:
@@ -78,9 +80,63 @@ def test_without_a_reference_its_place_is_empty(data):
     judgements, _ = read_judgements(data)
     own = [j for j in judgements if j.reference is not None]
     for reference in (True, False):
-        table = groups_of(own, reference=reference, split="train")
+        table = groups_of([[j] for j in own], reference=reference, split="train")
         texts = table.column("reference").to_pylist()
         assert texts == ([j.reference for j in own] if reference else [""] * len(own))
+
+
+def judged(*pairs: str) -> list[bench.Judgement]:
+    shared = {"source": "s", "prompt": "p", "prompt_group": "p", "origin": "prompt"}
+    return [
+        bench.Judgement(chosen=one, rejected=other, reference="r", **shared) for one, other in pairs
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "sizes"),
+    [
+        (["ab", "bc", "ac"], [3]),  # a before b before c
+        (["ab", "ac"], [2]),  # of b and c nothing is said
+        (["ac", "bc"], [2]),
+        (["ab", "cd"], [1, 1]),  # nothing joins them
+        (["ab", "cd", "ad", "cb"], [4]),
+        (["ab", "cd", "ad"], [1, 1, 1]),  # a ranking would say that c is better than b
+        (["ab", "bc"], [1, 1]),  # nobody said that a is better than c
+        (["ab", "bc", "ca"], [1, 1, 1]),
+    ],
+)
+def test_judgements_are_one_group_where_a_ranking_says_them_and_no_more(pairs, sizes):
+    judgements = judged(*pairs)
+    parts = ranked(judgements)
+    assert sorted(map(len, parts)) == sizes
+    comparisons = compare(read_rows(groups_of(parts, reference=True, split="train")))
+    said = [
+        comparisons.items[one]["output"] + comparisons.items[other]["output"]
+        for one, other in zip(comparisons.winner, comparisons.loser, strict=True)
+    ]
+    assert sorted(said) == sorted(pairs)
+
+
+def test_answers_beside_another_reference_are_not_joined():
+    one, other = judged("ab", "ac")
+    assert len(ranked([one, replace(other, reference="another")])) == 2
+    assert len(ranked([one, replace(other, prompt="another")])) == 2
+
+
+def test_an_answer_is_scored_once_and_every_judgement_has_its_outcome():
+    seen = []
+
+    class Lengths:
+        def score(self, items):
+            seen.extend(items)
+            return np.array([len(item["output"]) for item in items], np.float32)
+
+    judgements = judged(("aa", "b"), ("b", "aa"), ("b", "c"))
+    assert bench.preferred(Lengths(), judgements, reference=True).tolist() == [1.0, 0.0, 0.5]
+    assert [item["output"] for item in seen] == ["aa", "b", "c"]
+    assert {item["reference"] for item in seen} == {"r"}
+    bench.preferred(Lengths(), judgements, reference=False)
+    assert seen[-1]["reference"] == ""
 
 
 def many(sources: dict[str, int]) -> list[bench.Judgement]:
