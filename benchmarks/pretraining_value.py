@@ -10,8 +10,8 @@ checkpoint knows it has from the pool's answers), and from those without a refer
 prompt group, 50, 200 or all judgements to learn from, three seeds; with none, the pre-trained
 checkpoint is measured as it is. Rulers are fitted on the same judgements. Accuracy is the mean over
 sources, so a large source does not outweigh a small one; intervals resample prompt groups. Each arm
-has the rate, of seven, at which 50 judgements taught it most about others that are not measured in
-that fold.
+has the rate, of seven, at which as many judgements taught it most about others that are not
+measured in that fold; of all judgements, the rate for 200.
 
 Every fine-tuning leaves its outcomes in POLAR_HOME/pretraining-value and is not made again: stop it
 whenever you like. A process has one thread, which is faster than one process with all of them.
@@ -57,8 +57,8 @@ RULERS = ("length", "tfidf", "surface_logistic", "surface_boosting")
 SIZES: tuple[int | None, ...] = (0, 50, 200, None)  # None: all
 SEEDS = (0, 1, 2)
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 5e-4, 2e-3)
-TRIAL = 50
-"""Judgements to learn from when a rate is chosen."""
+TRIALS: dict[int | None, int] = {50: 50, 200: 200, None: 200}
+"""Judgements to learn from when a size's rate is chosen; with all a trial would take too long."""
 EPOCHS = {50: 6, 200: 3, None: 1}
 STEPS = 50
 """A fine-tuning has about as many; the more judgements, the larger the batch."""
@@ -70,6 +70,10 @@ TRIED = 500
 """Judgements that a rate is chosen on."""
 FEW = 20
 """A source with fewer judgements of a kind does not count in the mean over sources."""
+
+
+Rates = Mapping[tuple[str, int], float]
+"""Of an arm, by the number of judgements that it was tried on."""
 
 
 class Part(NamedTuple):
@@ -97,7 +101,8 @@ def main() -> None:
         given.processes, return_as="generator_unordered", pre_dispatch=given.processes
     )
     choose = joblib.delayed(functools.partial(rate_of, folder=folder, given=given))
-    rates = dict(workers(choose(arm) for arm in ARMS))
+    tried = [(arm, trial) for trial in sorted(set(TRIALS.values())) for arm in ARMS]
+    rates = dict(workers(choose(*each) for each in tried))
     left = [each for each in all_work() if not kept(folder, *each, rates).is_file()]
     make = joblib.delayed(functools.partial(run, rates=rates, folder=folder, given=given))
     began, cost = time.monotonic(), functools.partial(forward_passes, len(judgements))
@@ -109,7 +114,8 @@ def main() -> None:
     found = results(judgements, folder, rates)
     paths = write_value_report(folder, found)
     print(paths["md"].read_text(encoding="utf-8"))
-    print(json.dumps({"folder": str(folder), "counts": counts, "rates": rates, "rows": found}))
+    chosen = {arm: {trial: rates[arm, trial] for trial in TRIALS.values()} for arm in ARMS}
+    print(json.dumps({"folder": str(folder), "counts": counts, "rates": chosen, "rows": found}))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -179,9 +185,10 @@ def until(minutes: float, work: Iterable[tuple[Part, str]]) -> Iterator[tuple[Pa
         yield each
 
 
-def kept(folder: Path, part: Part, scorer: str, rates: Mapping[str, float]) -> Path:
+def kept(folder: Path, part: Part, scorer: str, rates: Rates) -> Path:
     """Where the outcomes of an arm at its rate, or of all rulers, are."""
-    rate = f"{rates[scorer]:g}-" if scorer in rates and part.size != 0 else ""
+    learned = scorer in ARMS and part.size != 0
+    rate = f"{rates[scorer, TRIALS[part.size]]:g}-" if learned else ""
     return folder / f"{scorer.replace(' ', '_')}-{rate}{part.name}.npz"
 
 
@@ -203,12 +210,14 @@ def measured(judgements: list[Judgement], fold: int, *, reference: bool) -> list
     return [j for j in own if j.reference is not None] if reference else own
 
 
-def rate_of(arm: str, *, folder: Path, given: argparse.Namespace) -> tuple[str, float]:
+def rate_of(
+    arm: str, trial: int, *, folder: Path, given: argparse.Namespace
+) -> tuple[tuple[str, int], float]:
     """An arm's best rate on judgements beside a lesson; what each did is kept."""
     judgements, _ = read_judgements(given.data)
-    file = folder / f"rates-{arm.replace(' ', '_')}.json"
+    file = folder / f"rates-{arm.replace(' ', '_')}-{trial}.json"
     tried: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
-    part = Part(TRIAL, SEEDS[0], 0)
+    part = Part(trial, SEEDS[0], 0)
     learned = lesson(judgements, part)
     groups = {j.prompt_group for j in learned}
     others = [j for j in shuffled(judgements, part) if j.prompt_group not in groups][:TRIED]
@@ -217,8 +226,9 @@ def rate_of(arm: str, *, folder: Path, given: argparse.Namespace) -> tuple[str, 
             outcomes = fine_tuned(part, arm, rate, learned, others, folder, given)
             tried[str(rate)] = _macro(others, {arm: outcomes}, arm, None)["value"]
             file.write_text(json.dumps(tried))
-            print(f"{arm}, rate {rate:g}: {tried[str(rate)]:.3f}", file=sys.stderr, flush=True)
-    return arm, max(RATES, key=lambda rate: tried[str(rate)])
+            said = f"{arm}, {trial} judgements, rate {rate:g}: {tried[str(rate)]:.3f}"
+            print(said, file=sys.stderr, flush=True)
+    return (arm, trial), max(RATES, key=lambda rate: tried[str(rate)])
 
 
 def fine_tuned(
@@ -271,7 +281,7 @@ def preferred(scorer: Scorer, judgements: list[Judgement], *, reference: bool) -
 
 
 def run(
-    part: Part, scorer: str, *, rates: dict[str, float], folder: Path, given: argparse.Namespace
+    part: Part, scorer: str, *, rates: Rates, folder: Path, given: argparse.Namespace
 ) -> tuple[Part, str]:
     """Fine-tune an arm on a part, or fit the rulers, and keep the outcomes."""
     judgements, _ = read_judgements(given.data)
@@ -280,7 +290,7 @@ def run(
     if scorer == FITTED:
         outcomes = fitted(part, learned, held_out)
     else:
-        rate = rates[scorer]
+        rate = rates[scorer, TRIALS[part.size]]
         outcomes = {scorer: fine_tuned(part, scorer, rate, learned, held_out, folder, given)}
     keep(kept(folder, part, scorer, rates), outcomes)
     return part, scorer
@@ -304,9 +314,7 @@ def keep(file: Path, outcomes: dict[str, np.ndarray]) -> None:
     draft.replace(file)
 
 
-def results(
-    judgements: list[Judgement], folder: Path, rates: Mapping[str, float]
-) -> list[dict[str, Any]]:
+def results(judgements: list[Judgement], folder: Path, rates: Rates) -> list[dict[str, Any]]:
     """A row for each size and scorer whose parts are all there, on judgements with a reference.
 
     The arm without reference has a second row for those without one.
@@ -327,7 +335,7 @@ def results(
 
 
 def _gathered(
-    judgements: list[Judgement], folder: Path, size: int | None, rates: Mapping[str, float]
+    judgements: list[Judgement], folder: Path, size: int | None, rates: Rates
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Per scorer the outcome of each judgement, NaN where it has none, averaged over seeds."""
     with_reference = np.array([j.reference is not None for j in judgements])

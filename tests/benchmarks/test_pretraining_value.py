@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -178,7 +179,7 @@ def test_a_large_source_does_not_outweigh_a_small_one_and_a_tiny_one_does_not_co
 
 def test_the_table_shows_only_what_is_there_whole(tmp_path):
     judgements = many({"s": 200})
-    rates = dict.fromkeys(bench.ARMS, 1e-4)
+    rates = dict.fromkeys(itertools.product(bench.ARMS, bench.TRIALS.values()), 1e-4)
     assert bench.results(judgements, tmp_path, rates) == []
     for seed in bench.SEEDS:
         for fold in range(5):
@@ -188,7 +189,7 @@ def test_the_table_shows_only_what_is_there_whole(tmp_path):
                 file = bench.kept(tmp_path, bench.Part(50, seed, fold), arm, rates)
                 np.savez(file, **{arm: np.full(len(own), value)})
     rows = bench.results(judgements, tmp_path, rates)
-    assert bench.results(judgements, tmp_path, dict.fromkeys(bench.ARMS, 1e-5)) == []
+    assert bench.results(judgements, tmp_path, dict.fromkeys(rates, 1e-5)) == []
     seen = {(row["scorer"], row["on"]): row["value"] for row in rows}
     assert seen == {
         (bench.FULL, "with a reference"): 1.0,
@@ -208,9 +209,10 @@ def test_the_table_shows_only_what_is_there_whole(tmp_path):
 def test_the_rate_that_did_best_beside_the_lesson_is_taken_and_not_tried_again(
     tmp_path, monkeypatch
 ):
-    judgements, seen = many({"s": 200, "t": 200}), []
+    judgements, seen = many({"s": 400, "t": 400}), []
 
     def fine_tuned(part, arm, rate, learned, held_out, folder, given):
+        assert len(learned) == part.size
         assert not {j.prompt_group for j in learned} & {j.prompt_group for j in held_out}
         assert all(j.fold != part.fold for j in (*learned, *held_out))
         seen.append(rate)
@@ -220,9 +222,10 @@ def test_the_rate_that_did_best_beside_the_lesson_is_taken_and_not_tried_again(
     monkeypatch.setattr(bench, "read_judgements", lambda _: (judgements, {}))
     given = argparse.Namespace(data=None)
     for _ in range(2):
-        found = bench.rate_of(bench.PLAIN, folder=tmp_path, given=given)
-        assert found == (bench.PLAIN, 5e-4)
-    assert seen == list(bench.RATES)
+        for trial in (50, 200):
+            found = bench.rate_of(bench.PLAIN, trial, folder=tmp_path, given=given)
+            assert found == ((bench.PLAIN, trial), 5e-4)
+    assert seen == 2 * list(bench.RATES)
 
 
 @pytest.mark.slow
@@ -265,7 +268,8 @@ def test_it_goes_on_where_it_was_stopped_with_every_scorer_once(tmp_path):
         if len(seen) >= 10:
             break
     judgements, _ = read_judgements(tmp_path)
-    rates = json.loads(ended.stdout.splitlines()[-1])["rates"]
+    chosen = json.loads(ended.stdout.splitlines()[-1])["rates"]
+    rates = {(arm, int(trial)): r for arm, each in chosen.items() for trial, r in each.items()}
     done = [each for each in bench.all_work() if bench.kept(folder, *each, rates).is_file()]
     assert len(done) == len(seen)
     for part, scorer in done:
