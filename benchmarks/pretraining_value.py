@@ -10,7 +10,7 @@ checkpoint knows it has from the pool's answers), and from those without a refer
 prompt group, 50, 200 or all judgements to learn from, three seeds; with none, the pre-trained
 checkpoint is measured as it is. Rulers are fitted on the same judgements. Accuracy is the mean over
 sources, so a large source does not outweigh a small one; intervals resample prompt groups. Each arm
-has the rate, of seven, at which as many judgements taught it most about others that are not
+has the rate, of six, at which as many judgements taught it most about others that are not
 measured in that fold; of all judgements, the rate for 200.
 
 Every fine-tuning leaves its outcomes in POLAR_HOME/pretraining-value and is not made again: stop it
@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,14 +57,16 @@ FITTED = "rulers"
 RULERS = ("length", "tfidf", "surface_logistic", "surface_boosting")
 SIZES: tuple[int | None, ...] = (0, 50, 200, None)  # None: all
 SEEDS = (0, 1, 2)
-RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 5e-4, 2e-3)
+RATES = (3e-6, 1e-5, 3e-5, 1e-4, 5e-4, 2e-3)
 TRIALS: dict[int | None, int] = {50: 50, 200: 200, None: 200}
 """Judgements to learn from when a size's rate is chosen; with all a trial would take too long."""
 EPOCHS = {50: 6, 200: 3, None: 1}
 STEPS = 50
 """A fine-tuning has about as many; the more judgements, the larger the batch."""
-LIMITS = Limits(452, 192)
-"""An answer is read to its 192nd id; the recipe's limits would cost twice as much."""
+LIMITS = Limits(324, 128)
+PROMPT = 120
+"""An answer is read to its 128th id, a prompt from its 120th last character on. So nearly no prompt
+has to be cut to what the answers leave, and answers beside one reference share what is before."""
 MADE = "ranked"
 """How judgements become groups; another word keeps outcomes of other ways apart."""
 TRIED = 500
@@ -143,7 +146,9 @@ def identity(*folders: Path) -> str:
 
     The rate is not in it: what was learned at a rate stays valid when others are tried.
     """
-    total = hashlib.blake2b(repr((MADE, EPOCHS, STEPS, LIMITS, TRIED)).encode(), digest_size=6)
+    total = hashlib.blake2b(
+        repr((MADE, EPOCHS, STEPS, LIMITS, PROMPT, TRIED)).encode(), digest_size=6
+    )
     for folder in folders:
         total.update((folder / "model.safetensors").read_bytes())
     return total.hexdigest()
@@ -243,6 +248,7 @@ def fine_tuned(
     """Fine-tune an arm; whether it then prefers the better answer of each judgement held out."""
     torch.set_num_threads(1)
     start = given.pretrained if arm == FULL else given.start
+    learned, held_out = shortened(learned), shortened(held_out)
     if not learned:
         scorer = Scorer(RewardModel.start(start, wrapper="sft", limits=LIMITS))
         return preferred(scorer, held_out, reference=arm != BLIND)
@@ -262,6 +268,11 @@ def fine_tuned(
         return preferred(Scorer.load(out), held_out, reference=arm != BLIND)
 
 
+def shortened(judgements: list[Judgement]) -> list[Judgement]:
+    """The judgements with as much of their prompts as is read."""
+    return [replace(each, prompt=each.prompt[-PROMPT:]) for each in judgements]
+
+
 def preferred(scorer: Scorer, judgements: list[Judgement], *, reference: bool) -> np.ndarray:
     """Per judgement whether the better answer scores higher, 0.5 for a tie.
 
@@ -275,7 +286,8 @@ def preferred(scorer: Scorer, judgements: list[Judgement], *, reference: bool) -
             text = (judgement.prompt, beside, answer)
             pairs.append(places.setdefault(text, len(places)))
     fields = ("prompt", "reference", "output")
-    scores = scorer.score([dict(zip(fields, text, strict=True)) for text in places])
+    items = [dict(zip(fields, text, strict=True)) for text in places]
+    scores = scorer.score(items, batch_tokens=2048)  # so much fits into a core's cache
     chosen, rejected = scores[pairs].reshape(-1, 2).T
     return (np.sign(chosen - rejected) + 1) / 2
 

@@ -128,7 +128,7 @@ def test_an_answer_is_scored_once_and_every_judgement_has_its_outcome():
     seen = []
 
     class Lengths:
-        def score(self, items):
+        def score(self, items, batch_tokens):
             seen.extend(items)
             return np.array([len(item["output"]) for item in items], np.float32)
 
