@@ -192,9 +192,13 @@ def until(minutes: float, work: Iterable[tuple[Part, str]]) -> Iterator[tuple[Pa
 
 def kept(folder: Path, part: Part, scorer: str, rates: Rates) -> Path:
     """Where the outcomes of an arm at its rate, or of all rulers, are."""
-    learned = scorer in ARMS and part.size != 0
-    rate = f"{rates[scorer, TRIALS[part.size]]:g}-" if learned else ""
-    return folder / f"{scorer.replace(' ', '_')}-{rate}{part.name}.npz"
+    at = f"{rates[scorer, TRIALS[part.size]]:g}-" if learns(part, scorer) else ""
+    return folder / f"{scorer.replace(' ', '_')}-{at}{part.name}.npz"
+
+
+def learns(part: Part, scorer: str) -> bool:
+    """Whether a part has a rate: rulers have none, nor has an arm that learns nothing."""
+    return scorer in ARMS and part.size != 0
 
 
 def shuffled(judgements: list[Judgement], part: Part) -> list[Judgement]:
@@ -302,7 +306,7 @@ def run(
     if scorer == FITTED:
         outcomes = fitted(part, learned, held_out)
     else:
-        rate = rates[scorer, TRIALS[part.size]]
+        rate = rates[scorer, TRIALS[part.size]] if learns(part, scorer) else 0.0
         outcomes = {scorer: fine_tuned(part, scorer, rate, learned, held_out, folder, given)}
     keep(kept(folder, part, scorer, rates), outcomes)
     return part, scorer
