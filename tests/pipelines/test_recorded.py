@@ -357,6 +357,11 @@ def test_a_ranked_triple_is_a_preference_with_its_best_answer_as_reference(tmp_p
         (answer("a", "4", sample_index=2**40), "wrong_type", "sample_index is 1099511627776"),
         (answer("a", "4", finished="yes"), "wrong_type", "finished is 'yes', expected true or"),
         (answer("a", "4", sample_index=-1), "wrong_value", "it counts from 0"),
+        (
+            answer("good", "4", sample_index=0, sampling=""),
+            "duplicate",
+            "sample 0 of policy 'good'",
+        ),
         (answer("good", "4", sample_index=0), "duplicate", "sample 0 of policy 'good'"),
         (answer("good", "4", "Other?", prompt_id="q"), "conflict", "'q' already has another text"),
         (answer("good", "x", policy_group="h"), "conflict", "already has another policy_group"),
@@ -425,10 +430,14 @@ def test_bad_preferences_and_prompts_are_quarantined(tmp_path: Path) -> None:
         {"prompt": "What is 2+2?"},
         {"prompt": "x", "kind": "question"},
         {"prompt": "y", "turns": [{"role": "user"}]},
+        {"prompt": "y", "turns": [{"role": "user", "content": None}]},
+        {"prompt": "y", "turns": [{"role": "user", "content": {"text": "y"}}]},
+        {"prompt": "y", "turns": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        {"prompt": "y", "turns": [{"role": 1, "content": "y"}]},
     )
     found = read(data)
     assert [(row["file"], row["row"]) for row in found.quarantine.to_pylist()] == [
-        ("mine/prompts.jsonl", 4),
+        *(("mine/prompts.jsonl", row) for row in range(4, 9)),
         ("mine/prompts.jsonl", 2),
         ("mine/prompts.jsonl", 3),
         ("mine/preferences.jsonl", 3),
@@ -437,6 +446,53 @@ def test_bad_preferences_and_prompts_are_quarantined(tmp_path: Path) -> None:
         ("mine/preferences.jsonl", 5),
     ]
     assert len(found.preferences) == 1
+
+
+@pytest.mark.parametrize("strength", ["1" + 400 * "0", "1e39", "-1e39", "NaN", "Infinity"])
+def test_a_strength_that_no_column_holds_is_a_bad_row(tmp_path: Path, strength: str) -> None:
+    line = json.dumps(judgement("4", "5", strength=7)).replace("7", strength).encode()
+    good = judgement("4", "6", strength=2**63)
+    found = read(jsonl(tmp_path / "mine/preferences.jsonl", line, good).parent)
+    assert found.preferences["strength"].to_pylist() == [2.0**63]
+    assert [(row["row"], row["field"]) for row in found.quarantine.to_pylist()] == [(1, "strength")]
+
+
+def test_strengths_of_parquet_are_rounded_and_those_without_value_set_aside(tmp_path: Path) -> None:
+    rows = [judgement("4", other) for other in ("5", "6", "7")]
+    for values, kept in (
+        (pa.array([2**53 + 1, 3, None]), [2.0**53, 3.0, None]),
+        (pa.array([0.5, float("nan"), 1e300]), [0.5]),
+    ):
+        found = read(parquet(tmp_path / "mine/preferences.parquet", rows, strength=values).parent)
+        assert sorted(found.preferences["strength"].to_pylist(), key=str) == sorted(kept, key=str)
+        assert len(found.quarantine) == 3 - len(kept)
+
+
+TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(schemas.MESSAGES.value_type), pa.large_list(schemas.MESSAGES.value_type),
+             pa.list_(schemas.MESSAGES.value_type, 2)]
+)  # fmt: skip
+def test_turns_may_be_any_list(tmp_path: Path, kind: pa.DataType) -> None:
+    jsonl(tmp_path / "mine/trajectories.jsonl", {"prompt_id": "q", "policy": "a", "response": "4"})
+    path = tmp_path / "mine/prompts.parquet"
+    found = read(parquet(path, [{"prompt_id": "q"}], turns=pa.array([TURNS], kind)).parent)
+    assert found.prompts["messages"].to_pylist() == [TURNS]
+    assert found.prompts["text"].to_pylist() == ["Be brief.\nWhy?"]
+
+
+def test_the_text_parts_of_a_turn_are_its_text(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Why?"}, {"type": "text", "text": "And how?"}]
+    jsonl(
+        tmp_path / "mine/trajectories.jsonl",
+        {"prompt_id": "q", "policy": "a", "response": "4"},
+    )
+    row = {"prompt_id": "q", "turns": [{"role": "user", "content": parts}]}
+    found = read(jsonl(tmp_path / "mine/prompts.jsonl", row).parent)
+    assert found.prompts["text"].to_pylist() == ["Why?\nAnd how?"]
+    assert not len(found.quarantine)
 
 
 def test_parquet_rows_are_quarantined_too(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.engines.recorded.columns import COLUMNS, NAMES, WORDS, Column, with_source
@@ -16,6 +17,7 @@ from pipelines.schemas import BOOL, LONG, MESSAGES, REAL, TEXT
 
 Progress = Callable[[int, int, str], None]
 LINES = 8192  # made into Arrow at a time
+LARGEST = float(np.finfo(np.float32).max)  # of `REAL`
 
 
 class BadLine(ValueError):
@@ -130,10 +132,19 @@ def _value(value: Any, column: Column) -> Any:
     if column.type == BOOL:
         return value if kind is bool else None
     if column.type == REAL:
-        return value if kind in (int, float) else None
+        return _real(value) if kind in (int, float) else None
     bits = column.type.bit_width - 1
     whole = kind is int or (kind is float and value.is_integer())
     return int(value) if whole and -(2**bits) <= value < 2**bits else None
+
+
+def _real(value: float) -> float | None:
+    """A number as a float; None where a column of the lake cannot hold it."""
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if abs(found) <= LARGEST else None
 
 
 def encodable(text: str) -> bool:

@@ -52,7 +52,7 @@ def _with_messages(batch: Batch, ledger: Ledger) -> Batch:
         np.array([value is None for value in turns], bool),
         reason="wrong_type",
         field="turns",
-        problem="turns is not a JSON list of {{role, content}}",
+        problem="turns is not a JSON list of {{role, content}}, both text; correct or remove it",
     )
 
 
@@ -60,9 +60,24 @@ def _messages(turns: str | None) -> list[dict[str, str]] | None:
     """The messages, none where there are no turns; None where they cannot be read."""
     try:
         found = json.loads(turns or "[]")
-        return [{"role": str(t["role"]), "content": str(t["content"])} for t in found]
+        return [{"role": _text(t["role"]), "content": _content(t["content"])} for t in found]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
+
+
+def _content(content: Any) -> str:
+    """A turn's text: as it is, or in parts of the type `text`."""
+    if not isinstance(content, list):
+        return _text(content)
+    if any(part["type"] != "text" for part in content):
+        raise ValueError
+    return "\n".join(_text(part["text"]) for part in content)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
 
 
 def _learn(batch: Batch, texts: Texts, ledger: Ledger) -> Batch:
@@ -198,7 +213,14 @@ def policies_table(found: Policies, split: prompts.SplitSettings) -> pa.Table:
 
 
 def number_samples(batch: Batch, ledger: Ledger) -> Batch:
-    """Give a running `sample_index` per prompt and policy where none is given; keys are unique."""
+    """Give a running `sample_index` per prompt and policy where none is given; keys are unique.
+
+    A blank `sampling` is none.
+    """
+    names = batch.table["sampling"].cast(pa.string())
+    names = pc.if_else(pc.equal(names, ""), None, names).dictionary_encode()
+    place = batch.table.schema.get_field_index("sampling")
+    batch = Batch(batch.label, batch.file, batch.table.set_column(place, "sampling", names))
     cell, _ = distinct(batch.table, "source", "key", "policy")
     order = np.argsort(cell, kind="stable")
     starts = np.searchsorted(cell[order], cell[order])

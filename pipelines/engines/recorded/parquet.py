@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.engines.recorded.columns import COLUMNS, NAMES, WORDS, Column, with_source
 from pipelines.engines.recorded.ledger import Batch, Ledger
 from pipelines.errors import BadInputError
-from pipelines.schemas import BOOL, MESSAGES, TEXT
+from pipelines.schemas import BOOL, MESSAGES, REAL, TEXT
 
 
 def metadata_of(path: Path) -> pq.FileMetaData:
@@ -70,6 +71,15 @@ def read_parquet(path: Path, batch: Batch, source: str, ledger: Ledger) -> Batch
             problem=f"{name} is not valid UTF-8; write the file again in UTF-8",
         )
     for column in columns:
+        if column.type == REAL:
+            finite = pc.fill_null(pc.is_finite(batch.table[column.name]), True)
+            batch = ledger.reject(
+                batch,
+                ~finite.to_numpy(),
+                reason="wrong_type",
+                field=column.name,
+                problem=f"{column.name} is {{{column.name}}}, expected {NAMES[REAL]}",
+            )
         if column.required:
             batch = ledger.reject(
                 batch,
@@ -95,6 +105,11 @@ def _textual(kind: pa.DataType) -> bool:
     return any(test(kind) for test in (*tests, pa.types.is_binary, pa.types.is_large_binary))
 
 
+def _listed(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in tests)
+
+
 def _fits(kind: pa.DataType, column: Column) -> bool:
     integer = pa.types.is_integer(kind)
     number = integer or pa.types.is_floating(kind)
@@ -103,7 +118,7 @@ def _fits(kind: pa.DataType, column: Column) -> bool:
     if column.type == TEXT:
         return _textual(kind) or (integer and not column.prose)
     if column.type == MESSAGES:
-        return _textual(kind) or (pa.types.is_list(kind) and pa.types.is_struct(kind.value_type))
+        return _textual(kind) or (_listed(kind) and pa.types.is_struct(kind.value_type))
     return pa.types.is_boolean(kind) if column.type == BOOL else number
 
 
@@ -126,7 +141,8 @@ def _cast(
         if column.type == MESSAGES:
             texts = [None if turns is None else json.dumps(turns) for turns in plain.to_pylist()]
             plain = pa.chunked_array([pa.array(texts, TEXT)])
-        plain = plain.cast(TEXT if column.arrow == WORDS else column.arrow)
+        exact = column.type != REAL  # a number may lose its last digits
+        plain = plain.cast(TEXT if column.arrow == WORDS else column.arrow, safe=exact)
         return plain.dictionary_encode() if column.arrow == WORDS else plain, np.empty(0, int)
     except pa.ArrowInvalid as error:
         msg = f"{path}: column {column.name!r} holds a value that is not {column.type}: {error}"
