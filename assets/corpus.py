@@ -26,6 +26,7 @@ from assets.results import (
     of_sources,
     of_sources_or_gone,
     progress_of,
+    reading,
     replace_counts,
     table_link,
 )
@@ -34,7 +35,6 @@ from assets.workspace import Workspace
 from pipelines.attach import quoted
 from pipelines.labels import input_sql, sql_list
 from pipelines.lake import Replace
-from pipelines.prompt_sources import LISTED
 
 MANY_ANSWERS = 200_000  # from here on several processes are worth their start
 
@@ -67,6 +67,7 @@ def recorded(
     from pipelines.engines.recorded import ingest
 
     data = workspace.recorded_data()
+    read = reading(context, workspace, "trajectories")
     found = ingest(data, workspace.config.split, progress_of(context, workspace))
     sources = sorted(set(found.counts["source"].to_pylist()))
     inside = sql_list(sources)
@@ -79,7 +80,7 @@ def recorded(
                 Replace("preferences", found.preferences, of_sources(sources)),
                 Replace("policies", found.policies, f"source in ({inside})"),
                 Replace("prompts", found.prompts, f"source in ({inside})"),
-                Replace("quarantine", found.quarantine, f"not starts_with(file, {quoted(LISTED)})"),
+                Replace("quarantine", found.quarantine, _own_files(data)),
                 replace_counts(found.counts, "ingest", sources),
             ],
         )
@@ -97,7 +98,14 @@ def recorded(
             counted = table.group_by("source").aggregate([([], "count_all")]).to_pylist()
             rows = {row["source"]: row["count_all"] for row in counted}
             metadata["by source"] = plots.bars(f"{name} by source", rows)
-        yield made(context, workspace, metadata, asset=name)
+        yield made(context, workspace, metadata, asset=name, read=read)
+
+
+def _own_files(data: Path) -> str:
+    """SQL predicate: quarantined rows of the files that are, or were, there."""
+    if data.is_file():
+        return f"file = {quoted(data.name)}"
+    return f"starts_with(file, {quoted(f'{data.resolve().name}/')})"
 
 
 @dg.asset(

@@ -8,7 +8,15 @@ import pyarrow as pa
 
 from assets import plots
 from assets.progress import Progress
-from assets.results import AUTHOR, count_plot, made, progress_of, replace_counts, table_link
+from assets.results import (
+    AUTHOR,
+    count_plot,
+    made,
+    progress_of,
+    reading,
+    replace_counts,
+    table_link,
+)
 from assets.stages import asset_kwargs, stage_making
 from assets.staleness import UNMADE, last_of_sources, maker_of, unmade_of
 from assets.workspace import Workspace
@@ -94,6 +102,7 @@ def prompts(
         ConfigError: answers that another configuration made would go with their prompts.
     """
     source = workspace.pool.source
+    read = reading(context, workspace, "prompts")
     latest = last_of_sources(workspace, context.instance, stage_making(workspace, "prompts"))
     with workspace.lake() as lake:
         before = lake.query(
@@ -137,6 +146,7 @@ def prompts(
             "snapshot": snapshot,
             **table_link("prompts"),
         },
+        read=read,
     )
 
 

@@ -26,18 +26,30 @@ def progress_of(context: dg.AssetExecutionContext, workspace: Workspace) -> Prog
     return workspace.listener or log_progress(context.log)
 
 
+def reading(context: dg.AssetExecutionContext, workspace: Workspace, asset: str) -> dict[str, Any]:
+    """The provenance of an asset that begins to read now.
+
+    One whose input may change while it is read hands it to `made`, to be stale then.
+    """
+    partition = context.partition_key if context.has_partition_key else None
+    return provenance(workspace, context.instance, stage_making(workspace, asset), partition)
+
+
 def made(
     context: dg.AssetExecutionContext,
     workspace: Workspace,
     metadata: Mapping[str, Any],
     *,
     asset: str | None = None,
+    read: dict[str, Any] | None = None,
 ) -> dg.MaterializeResult:
-    """The result of an asset, with the provenance that says later whether it is stale."""
+    """The result of an asset, with the provenance that says later whether it is stale.
+
+    `read` is what was there when it began, where that matters (`reading`).
+    """
     key = asset or context.asset_key.to_user_string()
     stage = stage_making(workspace, key)
-    partition = context.partition_key if context.has_partition_key else None
-    now = provenance(workspace, context.instance, stage, partition)
+    now = read or reading(context, workspace, key)
     told: dict[str, Any] = {**metadata, PROVENANCE: dg.MetadataValue.json(now)}
     if stage.of_sources:
         told[SOURCES] = dg.MetadataValue.json(workspace.sources)

@@ -21,6 +21,7 @@ from pipelines.errors import BadInputError
 
 TABLES = (".parquet", ".jsonl", ".json")
 TEXTS = (".txt", ".md", ".text")
+ABOUT = ("readme", "license", "licence", "changelog")
 BATCH = 1024  # Parquet rows in memory at a time
 BYTES_PER_CHARACTER = 6  # of JSON at most: \uXXXX
 
@@ -57,7 +58,8 @@ def find_files(path: str, base: Path) -> list[Path]:
     """
     place = Path(path) if Path(path).is_absolute() else base / path
     if place.is_dir():
-        found = [p for p in place.rglob("*") if p.is_file() and p.suffix in (*TABLES, *TEXTS)]
+        files = [p for p in place.rglob("*") if p.is_file() and p.suffix in (*TABLES, *TEXTS)]
+        found = [p for p in files if not _about(p.relative_to(place))]
     elif place.is_file():
         found = [place]
     else:
@@ -71,6 +73,12 @@ def find_files(path: str, base: Path) -> list[Path]:
             msg = f"{file}: not one of {', '.join((*TABLES, *TEXTS))}"
             raise BadInputError(msg)
     return sorted(found)
+
+
+def _about(file: Path) -> bool:
+    """Whether a file in a folder of prompts is hidden, or about the folder rather than of it."""
+    hidden = any(part.startswith(".") for part in file.parts)
+    return hidden or (file.suffix in TEXTS and file.stem.lower() in ABOUT)
 
 
 def read_rows(file: Path, longest: int) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.engines import recorded
 from tests.assets.homes import Home, stray_pair
 from tests.assets.recorded_data import FAULTS, lines, records, write
 
@@ -98,6 +99,50 @@ def test_answers_of_a_source_that_another_configuration_read_are_read_again(tmp_
     assert one.plan("trajectories") == {"recorded": "replaced by the configuration 'fewer'"}
     assert one.run("trajectories").ok
     assert in_source(one, "small", "trajectories") == 400
+
+
+def test_another_import_leaves_what_was_set_aside(tmp_path: Path):
+    for name in ("one", "two"):
+        (tmp_path / name / "data").parent.mkdir()
+    one = records(tmp_path / "one", tmp_path / "home", [FAULTS[1], *lines()])
+    file = tmp_path / "two" / "alone.jsonl"
+    file.write_bytes(b"\n".join([*lines("other"), FAULTS[2], b""]))
+    records(tmp_path / "two", tmp_path / "home")
+    two = Home(one.path, tmp_path / "two" / "records.yaml", file)
+    two.edit("records.yaml", name="other")
+    where = "select file, row from quarantine order by file"
+    for home in (one, two, one, two):
+        if home is two:
+            file.write_bytes(file.read_bytes() + FAULTS[3] + b"\n")
+        assert home.run("trajectories").ok
+    assert one.query(where) == [
+        {"file": "alone.jsonl", "row": 401},
+        {"file": "alone.jsonl", "row": 402},
+        {"file": "alone.jsonl", "row": 403},
+        {"file": "data/trajectories.jsonl", "row": 1},
+    ]
+    write(tmp_path / "one" / "data", lines())
+    assert one.run("trajectories").ok
+    assert {row["file"] for row in one.query(where)} == {"alone.jsonl"}
+
+
+def test_a_file_that_grows_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch):
+    home = records(tmp_path, tmp_path / "home", lines()[:300])
+    ingest = recorded.ingest
+
+    def grown_meanwhile(*given):
+        found = ingest(*given)
+        write(tmp_path / "data", lines())
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorded, "ingest", grown_meanwhile)
+        assert home.run("trajectories").ok
+    assert in_source(home, "small", "trajectories") == 300
+    assert home.plan("trajectories") == {"recorded": "changed: data"}
+    assert home.run("trajectories").ok
+    assert in_source(home, "small", "trajectories") == 400
+    assert home.plan("trajectories") == {}
 
 
 @pytest.mark.slow

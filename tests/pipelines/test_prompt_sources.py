@@ -14,7 +14,7 @@ import pytest
 from pipelines import ids, schemas
 from pipelines.decontamination import Known, near_groups, shared_runs, words
 from pipelines.errors import BadInputError, ConfigError
-from pipelines.prompt_files import BadRow, asked
+from pipelines.prompt_files import BadRow, asked, find_files
 from pipelines.prompt_sources import Drawn, Places, PromptSources, draw_prompts, planned
 from pipelines.prompts import SplitSettings, side, system_turn
 from pipelines.settings import parse
@@ -100,6 +100,17 @@ def test_documents_become_beginnings_from_parquet_jsonl_and_folders(tmp_path, to
     licences = dict(zip(drawn.prompts["category"].to_pylist(), drawn.prompts["licence"].to_pylist(),
                         strict=True))  # fmt: skip
     assert licences == {"parquet": None, "lines": None, "books": "CC0-1.0"}
+
+
+def test_a_folder_is_not_its_readme(tmp_path):
+    folder = tmp_path / "prompts"
+    about = ["README.md", "LICENSE.txt", "more/Readme.md", ".cache/x.txt"]
+    for name in (*about, "a.txt", "license.jsonl"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    named = [str(path.relative_to(folder)) for path in find_files("prompts", tmp_path)]
+    assert named == ["a.txt", "license.jsonl"]
+    assert find_files("prompts/README.md", tmp_path) == [folder / "README.md"]  # asked by name
 
 
 def test_what_is_drawn_follows_from_texts_and_seed_alone(tmp_path, tokenizer):
