@@ -31,20 +31,13 @@ from assets.results import (
     table_link,
 )
 from assets.stages import asset_kwargs, stages
+from assets.turns import scratch
 from assets.workspace import Workspace
 from pipelines.attach import quoted
 from pipelines.labels import input_sql, sql_list
 from pipelines.lake import Replace
 
 MANY_ANSWERS = 200_000  # from here on several processes are worth their start
-
-
-def fresh_work(workspace: Workspace, name: str) -> Path:
-    """An empty folder for a stage's files."""
-    work = workspace.work_dir / name
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    return work
 
 
 @dg.multi_asset(
@@ -121,9 +114,8 @@ def duplicates(
     from pipelines.dedup import dedup
     from pipelines.dedup_index import new_answers
 
-    work = fresh_work(workspace, "duplicates")
-    texts = work / "texts.parquet"
-    with workspace.lake() as lake:
+    with scratch(workspace, "duplicates", context.log.info) as work, workspace.lake() as lake:
+        texts = work / "texts.parquet"
         sources = workspace.sources
         settings, index = workspace.config.dedup, workspace.dedup_index
         answers = (
@@ -163,7 +155,6 @@ def duplicates(
             "select scope, kind, count(distinct cluster_id) as clusters, count(*) as members "
             "from duplicates group by all order by all"
         ).to_pylist()
-    shutil.rmtree(work)
     bars = {f"{row['scope']}, {row['kind']}": row["members"] for row in rows}
     return made(
         context,
@@ -196,8 +187,7 @@ def pairs(
     from pipelines.pairs import make_pairs
     from pipelines.pairs_balance import balance, label_shares, pair_rulers, rulers_sql
 
-    work = fresh_work(workspace, "pairs")
-    with workspace.lake() as lake:
+    with scratch(workspace, "pairs", context.log.info) as work, workspace.lake() as lake:
         sources = workspace.sources
         answers = lake.copy(input_sql(sources, workspace.signatures), work / "answers.parquet")
         result = make_pairs(
@@ -218,7 +208,6 @@ def pairs(
         )
         changed = changes_of(context, workspace, lake, snapshot)
         rulers = pair_rulers(lake.query(rulers_sql(sources))).to_pylist()
-    shutil.rmtree(work)
     labels: dict[str, int] = {}
     for row in result.counts.to_pylist():
         if row["what"] == "out":
@@ -298,8 +287,7 @@ def groups(
     from pipelines.groups_file import export_groups
     from pipelines.preference_groups import preference_groups
 
-    work = fresh_work(workspace, "groups")
-    with workspace.lake() as lake:
+    with scratch(workspace, "groups", context.log.info) as work, workspace.lake() as lake:
         sources = workspace.sources
         lake.copy(input_sql(sources), work / "answers.parquet")
         before = lake.snapshot()
@@ -332,7 +320,6 @@ def groups(
                 written[f"{wrapper}, {split}"] = export_groups(
                     lake, path, wrapper=wrapper, split=split, sources=sources
                 )
-    shutil.rmtree(work)
     by_size = Counter(pc.list_value_length(found["candidates"]).to_pylist())
     return made(
         context,

@@ -6,11 +6,9 @@ each policy's partition) is a Dagster run of its own, so the UI shows it like an
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -21,8 +19,8 @@ from assets.claims import claim
 from assets.progress import Progress
 from assets.stages import Stage, ancestors, stage_making
 from assets.staleness import CONFIG_TAG, failed_checks, why_stale, workspace_policy_ids
+from assets.turns import alone
 from assets.workspace import Workspace
-from pipelines import locks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +139,7 @@ def execute(
     """
     outcome = Outcome()
     wanted = ancestors(workspace, until)
-    with alone(workspace, listener):
+    with alone(workspace, listener.wait if listener else None):
         claim(workspace)
         for stage in wanted:
             queue = deque(stale_items(workspace, instance, stage))
@@ -162,21 +160,6 @@ def execute(
                     outcome.stopped = item.title
                     return outcome
     return outcome
-
-
-@contextmanager
-def alone(workspace: Workspace, listener: Listener | None) -> Iterator[None]:
-    """Hold the lock of this corpus; says so where another run has to be waited for."""
-    workspace.run_lock.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locks.exclusive(workspace.run_lock, patience=0))
-        except locks.WaitedTooLongError:
-            if listener:
-                holder = locks.holders(workspace.run_lock)
-                listener.wait(f"waiting for {holder}, which is making this corpus")
-            stack.enter_context(locks.exclusive(workspace.run_lock, patience=math.inf))
-        yield
 
 
 def _make(

@@ -39,6 +39,7 @@ class Workspace:
     config_path: Path
     data: Path | None = None
     listener: Progress | None = field(default=None, repr=False)
+    has_turn: bool = field(default=False, repr=False)  # see `turns`
     _reader: Lake | None = field(default=None, repr=False)
     _policies: tuple[Any, pa.Table, dict[str, str]] | None = field(default=None, repr=False)
 
