@@ -9,10 +9,12 @@ from functools import cache
 from typing import Any
 
 import dagster as dg
+import pyarrow.parquet as pq
 
 from assets.staleness import CONFIG_TAG
 from assets.workspace import Workspace
 from pipelines.balance import LEAKAGE_SQL
+from pipelines.errors import ConfigError
 from pipelines.labels import sql_list
 from pipelines.lake import Lake
 from pipelines.schemas import SPLITS, TABLES
@@ -201,13 +203,23 @@ def _equal_samples(_: Workspace, lake: Lake) -> Found:
     blocking=True,
 )
 def reference_blind(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
-    """If candidates alone give the label away, no model has to look at the reference."""
+    """If candidates alone give the label away, no model has to look at the reference.
+
+    Raises:
+        ConfigError: there is nothing to pre-train on.
+    """
     from trainer.evaluate import reference_blind_check
 
-    rows = reference_blind_check(
-        workspace.groups_file("pretrain", "train"),
-        workspace.groups_file("pretrain", "eval"),
-    )
+    train, held_out = (workspace.groups_file("pretrain", split) for split in ("train", "eval"))
+    if not pq.read_metadata(train).num_rows:
+        msg = (
+            "no groups to pre-train on: they need prompts of the training side to which a policy "
+            "gave two answers and another policy one. Judgements alone can fine-tune a checkpoint: "
+            f"python -m trainer finetune --groups {workspace.groups_file('sft', 'train')} "
+            "--start CHECKPOINT --out FOLDER"
+        )
+        raise ConfigError(msg)
+    rows = reference_blind_check(train, held_out)
     shown = {
         f"{row['split']}, {row['cell']}": f"{row['value']:.3f} [{row['low']:.3f}, "
         f"{row['high']:.3f}], n = {row['n']:,}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.engines import recorded
@@ -69,6 +71,28 @@ def test_prompts_that_are_gone_take_their_pairs_and_groups_along(tmp_path: Path)
         kept = f"select count(*) from {table} join prompts using (prompt_id)"
         assert home.one(kept) == home.one(f"select count(*) from {table}")
     assert home.plan("groups") == {}
+
+
+def test_judgements_alone_end_with_what_they_are_good_for(tmp_path: Path):
+    home = records(tmp_path, tmp_path / "home")
+    (tmp_path / "data" / "trajectories.jsonl").unlink()
+    rows = [
+        {
+            "prompt": f"What is {n} + {n}?",
+            "response_1": f"It is {2 * n}.",
+            "response_2": f"I think {2 * n}, or so.",
+            "response_3": f"{3 * n}.",
+        }
+        for n in range(40)
+    ]
+    (tmp_path / "data" / "ranked_triples.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    outcome = home.run("groups")
+    ((item, error),) = outcome.failed
+    assert item.title == "groups"
+    command = error[error.index("python -m trainer finetune") :].split()
+    groups = pq.read_table(command[command.index("--groups") + 1])
+    assert groups.num_rows > 20
+    assert set(groups["wrapper"].to_pylist()) == {"sft"}
 
 
 def in_source(home: Home, source: str, table: str) -> int:
