@@ -17,6 +17,7 @@ import numpy as np
 from pipelines.errors import QueryError
 from pipelines.facts import Facts, facts_of, plain, publish_of
 from pipelines.ids import content_id
+from pipelines.labels import EXCLUSIONS, input_sql, label_pairs, read_answers
 from pipelines.lake import Lake
 
 _HEX = re.compile(r"[0-9a-f]{3,32}")
@@ -28,6 +29,12 @@ _RULES = {
     "near": "the two answers are near-duplicates, so that likeness would give any label away",
     "empty": "one of the answers shows nothing",
     "related": "two policies of one policy_group without declared lineage steps: they may be one",
+}
+_EXCLUDED = {
+    "": "the budget of `pairs` left it out, or `pairs` was not made since",
+    "unknown_policy": "one of the answers is of a policy that is not known",
+    "mixed_sides": "one policy is held out and the other is not",
+    "sampling": "two samples of one policy, drawn in different ways (pairs.require_same_sampling)",
 }
 
 
@@ -157,13 +164,28 @@ def _pair(lake: Lake, one: str, two: str) -> Facts:
 
 def _why_no_pair(lake: Lake, one: str, two: str) -> str:
     rows = lake.query(
-        "select prompt_id from trajectories where trajectory_id in (?, ?)", [one, two]
+        "select t.prompt_id, p.source from trajectories t left join prompts p using (prompt_id) "
+        "where trajectory_id in (?, ?)",
+        [one, two],
     ).to_pylist()
     if one == two:
         return "they are one trajectory"
     if len({row["prompt_id"] for row in rows}) > 1:
         return "they answer different prompts"
-    return "the budget of `pairs` left it out, or `pairs` was not made since"
+    source = rows[0]["source"] or ""
+    answers = lake.query(
+        f"select * from ({input_sql([source])}) where trajectory_id in (?, ?)", [one, two]
+    )
+    if len(answers) < 2:
+        return "their prompt or a policy of theirs is not in the lake any more"
+    apart = lake.query(
+        "select 1 from counts where stage = 'pairs' and source = ? and reason = 'sampling' limit 1",
+        [source],
+    )
+    judged = label_pairs(
+        read_answers(answers), np.array([0]), np.array([1]), require_same_sampling=len(apart) > 0
+    )
+    return _EXCLUDED[EXCLUSIONS[judged.exclusion[0]]]
 
 
 def _checkpoint(lake: Lake, key: str) -> Facts:

@@ -17,7 +17,7 @@ from pipelines.lake import Append, Lake, Replace
 from pipelines.maintenance import maintain
 from tests.pipelines.lake_rows import fill, rows, trajectory
 
-ADA, BOB = (content_id("t", name, "north", 0) for name in ("ada", "bob"))
+ADA, BOB, EVE = (content_id("t", name, "north", 0) for name in ("ada", "bob", "eve"))
 ADA_1 = content_id("t", "ada", "north", 1)
 TRAINED = content_id("checkpoint", "two")
 
@@ -110,12 +110,46 @@ def test_a_checkpoint_is_told_with_what_it_read(lake: Lake):
         (f"{ADA.hex()}:{content_id('t', 'ada', 'south', 0).hex()}", "answer different prompts"),
         (f"{ADA.hex()}:{ADA.hex()}", "they are one trajectory"),
         (f"{BOB.hex()}:{ADA_1.hex()}", "the budget of `pairs` left it out"),
+        (f"{EVE.hex()}:{ADA.hex()}", "one policy is held out and the other is not"),
         (f"{TRAINED.hex()}:{ADA.hex()}", "no trajectory begins with"),
     ],
 )
 def test_what_names_nothing_is_an_error(lake: Lake, given: str, message: str):
     with pytest.raises(QueryError, match=message):
         explain(lake, given)
+
+
+def test_the_rule_that_kept_a_pair_out_is_named(tmp_path: Path):
+    drawn = [
+        {"sampling_id": content_id("sampling", n)} | trajectory("ada", "north", n + 2)
+        for n in (0, 1)
+    ]
+    nameless = {"policy_id": content_id("policy", "?"), "name": "unknown:world", "source": "world"}
+    theirs = trajectory("?", "north", 0, "a text without author")
+    gone = [trajectory("ada", "gone", n) for n in (0, 1)]
+    pairs = {
+        "unknown": (theirs["trajectory_id"], ADA, "of a policy that is not known"),
+        "sampling": (*(row["trajectory_id"] for row in drawn), "drawn in different ways"),
+        "gone": (*(row["trajectory_id"] for row in gone), "is not in the lake any more"),
+    }
+    with Lake.open(tmp_path) as lake:
+        fill(lake)
+        lake.publish(
+            "t",
+            "more",
+            [
+                Append("policies", rows("policies", nameless)),
+                Append("trajectories", rows("trajectories", *drawn, theirs, *gone)),
+            ],
+        )
+        one, two, _ = pairs["sampling"]
+        with pytest.raises(QueryError, match="the budget of `pairs` left it out"):
+            explain(lake, f"{one.hex()}:{two.hex()}")  # where nothing says that it is required
+        count = {"source": "world", "stage": "pairs", "what": "excluded", "reason": "sampling"}
+        lake.publish("t", "counts", [Append("counts", rows("counts", count))])
+        for one, two, message in pairs.values():
+            with pytest.raises(QueryError, match=message):
+                explain(lake, f"{one.hex()}:{two.hex()}")
 
 
 def test_an_ambiguous_beginning_names_those_that_share_it(tmp_path: Path):
