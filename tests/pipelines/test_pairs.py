@@ -216,6 +216,16 @@ def test_the_cap_on_same_policy_pairs_is_by_prompt_and_policy():
     assert counts["made", "excluded", "same_policy", "budget", "seen"] == 2 * 2 * 11
 
 
+def test_the_draws_of_what_a_cap_leaves_are_uniform():
+    answers = [Answer(prompt=f"p{p}", policy="A", sample=s) for p in range(40) for s in range(12)]
+    config = PairSettings(budget=Budget(same_per_policy=10))
+    judged = judge(read_answers(answers_table(answers)), config)
+    left = judged.draw[judged.gone == 0]
+    assert len(left) == 40 * 10
+    counted = np.histogram(left, bins=4, range=(0, 1))[0]
+    assert counted.min() > 70  # the ten smallest of 66 would all be below a quarter
+
+
 def test_rulers_see_what_a_length_gives_away():
     values = pa.Table.from_pylist(
         [
