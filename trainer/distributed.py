@@ -4,7 +4,7 @@
 
 `ddp` keeps all weights in every process, `fsdp` (FSDP2) a part of each. Both average gradients
 over processes, so a loss meant as a sum is multiplied by their number. A process alone is a world
-of one, in which everything here is free. What a step computes belongs to `loop`.
+of one, in which everything here is free. What a step computes belongs to `step`.
 """
 
 from __future__ import annotations

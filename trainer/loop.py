@@ -8,8 +8,8 @@ checkpoint; at the end the model lies in `out` itself, beside `metrics.jsonl` an
 
 Under torchrun every process takes a share of each step's groups; see `distributed`.
 
-What a step computes belongs to `layout` and `loss`; saving and finding a run to `resume`; what a
-line of the log says to `metrics`.
+What a step computes belongs to `step`; saving and finding a run to `resume`; what a line of the log
+says to `metrics`.
 """
 
 from __future__ import annotations
@@ -19,27 +19,23 @@ import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
-import torch
 
 from trainer import distributed, lora, resume
 from trainer.distributed import World
-from trainer.errors import BadGroupsError, DivergedError, LayoutError, ResumeError
+from trainer.errors import BadGroupsError, DivergedError, ResumeError
 from trainer.ids_cache import cached_ids
-from trainer.layout import attention_kept, difference, ids_run, precision
-from trainer.loss import bradley_terry, pairs_of
-from trainer.metrics import SUMS, EventFiles, Work, line_of, no_sums
+from trainer.metrics import EventFiles, Work, line_of, no_sums
 from trainer.model import RewardModel, Stage
-from trainer.optim import adamw, learning_rate
-from trainer.packing import Ids, Progress, batches, costs, microbatches, shares
+from trainer.optim import learning_rate
+from trainer.packing import Ids, Progress, batches
 from trainer.settings import TrainSettings
+from trainer.step import NotFiniteError, Stepper, check_layout
 from trainer.template import Limits, Wrapper
 
 WRAPPERS: dict[Stage, Wrapper] = {"pretrain": "pretrain", "finetune": "sft"}
-ALLOWED = 1e-4
-"""Difference from separate sequences, as a share of the scores, at which a layout is refused."""
 
 
 def train(
@@ -166,26 +162,20 @@ class _Run:
         self.model, self.ids, self.out, self.here = model, ids, out, here
         self.settings, self.identity, self.progress = settings, identity, progress
         self.lengths = ids.lengths()
-        self.costs = costs(ids, settings.layout, model.network.config.hidden_size)
-        self.known = {"official": ids.official(), "ids": ids.distinct(), "seen": ids.seen()}
         self.epoch_steps = len(self._plan(0))
         limit = settings.max_steps or math.inf
         self.total = int(min(settings.epochs * self.epoch_steps, limit))
         self.step, self.elapsed, self.pairs, self.tokens = 0, 0.0, 0, 0
         self.saved: int | None = None
         self.interval, self.last = no_sums(), no_sums() | {"accuracy": 0.0, "pairs_per_s": 0.0}
-        self._check_layout()
-        if settings.checkpointing:
-            model.network.gradient_checkpointing_enable({"use_reentrant": False})
+        check_layout(model, ids, settings.layout, self._plan(0)[0])
         self.work = Work(model.network)
-        scores = distributed.Scores(model.network, settings.layout)
-        self.scores = distributed.spread(scores, here, settings.strategy)
-        self.optimiser = adamw(model.network, settings)
+        self.steps = Stepper(model, ids, settings, here)
 
     def go(self, state: dict[str, Any]) -> None:
         """Run from `state` (empty for a new run) to the end, logging and saving on the way."""
         if state:
-            distributed.load_optimiser(self.optimiser, state.pop("optimiser"))
+            distributed.load_optimiser(self.steps.optimiser, state.pop("optimiser"))
             vars(self).update(state)
             self.interval = no_sums() | self.interval
             self.saved = self.step
@@ -238,7 +228,7 @@ class _Run:
         """All that a resumed run needs beside the weights."""
         names = ("step", "elapsed", "pairs", "tokens", "interval")
         return {
-            "optimiser": distributed.whole(self.optimiser.state_dict()),
+            "optimiser": distributed.whole(self.steps.optimiser.state_dict()),
             **({"adapters": lora.weights(self.model.network)} if self.settings.lora else {}),
             **{name: getattr(self, name) for name in names},
         }
@@ -269,121 +259,35 @@ class _Run:
         by_clock = self.elapsed / self.settings.max_seconds if self.settings.max_seconds else 0.0
         return max(self.step / self.total, by_clock)
 
-    def _check_layout(self) -> None:
-        """Compare the layout with separate sequences on two groups of the first batch, in fp32.
-
-        They are its shortest and its longest, for some faults show in long rows only.
-        """
-        first = self._plan(0)[0]
-        first = first[np.unique([self.lengths[first].argmin(), self.lengths[first].argmax()])]
-        network = self.model.network.eval()
-        found = difference(network, self.settings.layout, self._pieces(first))
-        if not found <= ALLOWED:
-            names = ", ".join(self.ids.group_ids[g] for g in first)
-            msg = (
-                f"layout {self.settings.layout!r} gives {type(network).__name__} other scores than "
-                f"separate sequences on groups {names}: they differ by {found:.2g} of their size, "
-                f"{ALLOWED:.2g} is allowed; set layout=separate"
-            )
-            raise LayoutError(msg)
-
-    def _pieces(self, groups: np.ndarray) -> list[tuple[np.ndarray, list[np.ndarray]]]:
-        return [(self.ids.prefix(g), self.ids.suffixes(g)) for g in groups]
-
-    def _parts(self, batch: np.ndarray) -> list[np.ndarray]:
-        """This process's parts of a step, as many as any process has; the last may be empty."""
-        padded = self.settings.layout == "separate"
-        all_parts = []
-        for share in shares(self.costs[batch], self.here.size):
-            mine = batch[share]
-            parts = microbatches(self.costs[mine], self.settings.micro_tokens, padded=padded)
-            all_parts.append([mine[part] for part in parts])
-        most = max(map(len, all_parts))
-        mine = all_parts[self.here.rank]
-        return mine + [batch[:0]] * (most - len(mine))
-
     def _take_step(self, batch: np.ndarray) -> None:
-        """One optimiser step over the pairs of `batch`, in parts that fit `micro_tokens`."""
-        network, settings, ids = self.model.network, self.settings, self.ids
-        torch.manual_seed(settings.seed * 1_000_003 + self.step)
-        pairs = sum(pairs_of(ids.group_ranks(g)) for g in batch)
-        totals, suspects = dict.fromkeys(SUMS, 0.0), list[str]()
-        parts = self._parts(batch)
-        for number, part in enumerate(parts, 1):
-            with distributed.quietly(self.scores, number == len(parts)):
-                suspects += self._backward(part, batch, self.here.size / pairs, totals)
-        summed = self.here.summed(list(totals.values()))
-        totals = dict(zip(totals, summed, strict=True))
-        norm = distributed.clip_gradients(network, settings.clip)
-        if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
-            names = suspects or [self.ids.group_ids[g] for g in batch]
-            self._diverged(names, totals["loss"] / pairs, norm)
-        done = max((self.step + 1) / self.total, self._done())
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(done, settings)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        rate = learning_rate(max((self.step + 1) / self.total, self._done()), self.settings)
+        try:
+            totals = self.steps.take(batch, self.step, rate)
+        except NotFiniteError as fault:
+            self._diverged(fault)
         self.step += 1
-        self.pairs += pairs
+        self.pairs += int(totals["pairs"])
         self.tokens += int(totals["tokens"])
-        totals |= {"grad_norm": norm, "steps": 1}
-        for key, value in totals.items():
+        for key, value in (totals | {"steps": 1}).items():
             self.interval[key] += value
 
-    def _backward(
-        self, part: np.ndarray, batch: np.ndarray, weight: float, totals: dict[str, float]
-    ) -> list[str]:
-        """Gradients of one part's loss times `weight`; an empty part only keeps others company.
-
-        Adds to `totals`, and gives the groups whose loss is not finite.
-        """
-        network, settings = self.model.network, self.settings
-        pieces = self._pieces(part if len(part) else batch[:1])
-        with attention_kept(network, settings.layout, settings.precision):
-            with precision(network, settings.precision):
-                scores = self.scores(pieces)
-            if not len(part):
-                (scores.sum() * 0).backward()
-                return []
-            ranks = [self.ids.group_ranks(g) for g in part]
-            sums = bradley_terry(scores, ranks)
-            (sums.loss * weight).backward()
-        loss, tokens = float(sums.loss.detach()), sum(len(p) + len(s) for p, o in pieces for s in o)
-        totals["loss"] += loss
-        totals["correct"] += sums.correct
-        totals["margin"] += sums.margin
-        totals["pairs"] += sums.pairs
-        totals["tokens"] += tokens
-        totals["run"] += ids_run(settings.layout, pieces)
-        for key, values in self.known.items():
-            totals[key] += float(values[part].sum())
-        apart = settings.layout == "separate"
-        totals["needed"] += tokens if apart else float(self.known["ids"][part].sum())
-        if math.isfinite(loss):
-            return []
-        by_group = scores.detach().split([len(own) for own in ranks])
-        return [
-            self.ids.group_ids[group]
-            for group, own, rank in zip(part, by_group, ranks, strict=True)
-            if not bradley_terry(own, [rank]).loss.isfinite()
-        ]
-
-    def _diverged(self, groups: Sequence[str], loss: float, norm: float) -> None:
+    def _diverged(self, fault: NotFiniteError) -> NoReturn:
         """Save the weights of before this step, and say what can be done."""
         if self.step and self.step != self.saved:
             self._save()
         kept = resume.newest(self.out)
-        names = ", ".join(groups[:5]) + (f" and {len(groups) - 5} more" if groups[5:] else "")
+        names, more = ", ".join(fault.groups[:5]), len(fault.groups) - 5
+        where = f"{names} and {more} more" if more > 0 else names
         way_on = (
             f"{kept} holds the last good weights: give it as the start of a run in another folder"
             if kept
             else f"Nothing good was saved; remove {self.out} to train again with other settings"
         )
         msg = (
-            f"step {self.step + 1}: loss {loss}, gradient norm {norm}, in groups {names}; lower lr "
-            f"(now {self.settings.lr}) or clip, or train in fp32. {way_on}"
+            f"step {self.step + 1}: loss {fault.loss}, gradient norm {fault.norm}, in groups "
+            f"{where}; lower lr (now {self.settings.lr}) or clip, or train in fp32. {way_on}"
         )
-        raise DivergedError(msg)
+        raise DivergedError(msg) from fault
 
     def _write_interval(self, events: EventFiles | None) -> None:
         sums, self.interval = self.interval, no_sums()
@@ -392,7 +296,7 @@ class _Run:
             "step": self.step,
             "epoch": round(self.step / self.epoch_steps, 4),
             "seconds": round(self.elapsed, 3),
-            "lr": self.optimiser.param_groups[0]["lr"],
+            "lr": self.steps.optimiser.param_groups[0]["lr"],
             "pairs": self.pairs,
             **line_of(sums, self.elapsed - sums["since"], self.work),
         }

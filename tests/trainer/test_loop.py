@@ -268,7 +268,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good(
 
 def test_weights_that_a_step_has_spoilt_are_not_saved(tmp_path, groups_file, backbone, monkeypatch):
     changes = {"save_seconds": 1e-9, "clip": 1.0}
-    rates = iter([1e-3, 1e-3, float("inf")])
+    rates = iter([1e-3, 1e-3, float("inf"), 1e-3])
     monkeypatch.setattr(loop, "learning_rate", lambda *_: next(rates))
     with pytest.raises(DivergedError, match=r"step 4: .*step-000000002 holds the last good"):
         run(groups_file, backbone, tmp_path / "out", **changes)

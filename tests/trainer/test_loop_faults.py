@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tests.trainer.conftest import make_groups, tiny_llama
 from tests.trainer.test_loop import StoppedError, losses, run, stopped_after
-from trainer import attention, decoder, distributed, ids_cache, loop, resume
+from trainer import attention, decoder, distributed, ids_cache, loop, resume, step
 from trainer.errors import BadCheckpointError, BadGroupsError, LayoutError, ResumeError
 from trainer.layout import separate
 from trainer.metrics import Work
@@ -44,14 +44,14 @@ def test_checkpointing_runs_layers_twice_and_changes_nothing(
 
 def test_the_order_within_a_step_does_not_matter(tmp_path, groups_file, backbone, monkeypatch):
     plain = run(groups_file, backbone, tmp_path / "a", max_steps=4)
-    real, orders = loop.microbatches, []
+    real, orders = step.microbatches, []
 
     def backwards(*args, **kwargs):
         parts = real(*args, **kwargs)
         orders.extend(map(len, parts))
         return [part[::-1] for part in parts[::-1]]
 
-    monkeypatch.setattr(loop, "microbatches", backwards)
+    monkeypatch.setattr(step, "microbatches", backwards)
     other = run(groups_file, backbone, tmp_path / "c", max_steps=4)
     assert min(orders) > 1
     assert losses(other) != losses(plain)  # the sums are made in another order
@@ -69,7 +69,7 @@ def test_a_step_follows_the_mean_over_all_its_pairs(
         seen.append([p.grad.clone() for p in network.parameters()])
         return real(network, largest)
 
-    monkeypatch.setattr(loop.distributed, "clip_gradients", kept)
+    monkeypatch.setattr(distributed, "clip_gradients", kept)
     changes = {"batch_groups": 99, "max_steps": 1, "micro_tokens": budget, "epochs": 1}
     summary = run(uneven_groups, backbone, tmp_path / "out", **changes)
 
@@ -148,8 +148,8 @@ def test_a_layout_that_is_wrong_is_found_at_the_first_batch(
 def test_the_first_batch_is_checked_at_its_shortest_and_its_longest(
     tmp_path, groups_file, backbone, monkeypatch
 ):
-    real, seen = loop.difference, []
-    monkeypatch.setattr(loop, "difference", lambda *args: seen.append(args[2]) or real(*args))
+    real, seen = step.difference, []
+    monkeypatch.setattr(step, "difference", lambda *args: seen.append(args[2]) or real(*args))
     run(groups_file, backbone, tmp_path / "a", max_steps=1)
     ids, _ = tokenise([groups_file], RewardModel.start(backbone, wrapper="pretrain").template)
     first = loop.batches(ids.lengths(), 16, seed=0, epoch=0)[0]
