@@ -34,6 +34,7 @@ from assets.stages import asset_kwargs, stages
 from assets.turns import scratch
 from assets.workspace import Workspace
 from pipelines.attach import quoted
+from pipelines.errors import ConfigError
 from pipelines.labels import input_sql, sql_list
 from pipelines.lake import Replace
 
@@ -340,10 +341,15 @@ def groups(
 
 
 def find_similar(workspace: Workspace, text: str, top: int) -> list[dict[str, Any]]:
-    """Trajectories near a text, with their policy and text."""
+    """Trajectories near a text, with their policy and text.
+
+    Raises:
+        ConfigError: this configuration's answers have no signatures.
+    """
     from pipelines.similar import similar
 
     with workspace.lake(read_only=True) as lake:
+        _require_signatures(workspace)
 
         def looked_up(keys: pa.Array) -> pa.Table:
             named = sql_list([str(key) for key in keys.to_pylist()])
@@ -359,6 +365,18 @@ def find_similar(workspace: Workspace, text: str, top: int) -> list[dict[str, An
         for row in found.to_pylist()
         if (key := row["trajectory_id"]) in rows
     ]
+
+
+def _require_signatures(workspace: Workspace) -> None:
+    if not workspace.signatures.is_dir():
+        places = (workspace.home / "staging").glob("*/dedup-index/signatures")
+        others = ", ".join(sorted(place.parents[1].name for place in places))
+        msg = (
+            f"{workspace.home} has no signatures of the configuration {workspace.config.name!r}: "
+            f"make them with polar run --config {workspace.config_path} --until duplicates"
+            + (f", or give --config for one that has: {others}" if others else "")
+        )
+        raise ConfigError(msg)
 
 
 POOL_ASSETS = [preferences]

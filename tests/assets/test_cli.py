@@ -185,6 +185,8 @@ def test_similar_finds_an_answer_by_its_text(polar, made: Home):
                          home=made.path)  # fmt: skip
     assert code == 0
     assert "No near-duplicate found." in out
+    other = polar("similar", "some text", "-c", str(ROOT / "configs/demo.yaml"), home=made.path)
+    refused(other, "no signatures of the configuration 'demo'", "--until duplicates", ": tiny")
 
 
 def test_finetune_on_twenty_rows_prints_scores_before_and_after(polar, made: Home, tmp_path):
