@@ -211,13 +211,17 @@ def reference_blind(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResu
     from trainer.evaluate import reference_blind_check
 
     train, held_out = (workspace.groups_file("pretrain", split) for split in ("train", "eval"))
-    if not pq.read_metadata(train).num_rows:
+    if train.is_file() and not pq.read_metadata(train).num_rows:
         msg = (
-            "no groups to pre-train on: they need prompts of the training side to which a policy "
-            "gave two answers and another policy one. Judgements alone can fine-tune a checkpoint: "
-            f"python -m trainer finetune --groups {workspace.groups_file('sft', 'train')} "
-            "--start CHECKPOINT --out FOLDER"
+            "no groups to pre-train on: they need prompts of the training side to which two "
+            "policies of different groups gave two answers each, none blank or like another"
         )
+        judged = workspace.groups_file("sft", "train")
+        if pq.read_metadata(judged).num_rows:
+            msg += (
+                ". The judgements can fine-tune a checkpoint: "
+                f"polar finetune CHECKPOINT --data {judged} --out FOLDER"
+            )
         raise ConfigError(msg)
     rows = reference_blind_check(train, held_out)
     shown = {

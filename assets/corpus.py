@@ -31,7 +31,7 @@ from assets.results import (
     table_link,
 )
 from assets.stages import asset_kwargs, stages
-from assets.turns import scratch
+from assets.turns import alone, scratch
 from assets.workspace import Workspace
 from pipelines.attach import quoted
 from pipelines.errors import ConfigError
@@ -61,25 +61,28 @@ def recorded(
     from pipelines.engines.recorded import ingest
 
     data = workspace.recorded_data()
-    read = reading(context, workspace, "trajectories")
-    found = ingest(data, workspace.config.split, progress_of(context, workspace))
-    sources = sorted(set(found.counts["source"].to_pylist()))
-    inside = sql_list(sources)
-    with workspace.lake() as lake:
-        snapshot = lake.publish(
-            AUTHOR,
-            f"ingest of {data.name}: {found.trajectories.num_rows:,} trajectories",
-            [
-                Replace("trajectories", found.trajectories, of_sources(sources)),
-                Replace("preferences", found.preferences, of_sources(sources)),
-                Replace("policies", found.policies, f"source in ({inside})"),
-                Replace("prompts", found.prompts, f"source in ({inside})"),
-                Replace("quarantine", found.quarantine, _own_files(data)),
-                replace_counts(found.counts, "ingest", sources),
-            ],
-        )
-    workspace.work_dir.mkdir(parents=True, exist_ok=True)
-    workspace.sources_file.write_text(json.dumps(sources), encoding="utf-8")
+    with alone(workspace, context.log.info):
+        read = reading(context, workspace, "trajectories")
+        found = ingest(data, workspace.config.split, progress_of(context, workspace))
+        sources = sorted(set(found.counts["source"].to_pylist()))
+        inside = sql_list(sources)
+        with workspace.lake() as lake:
+            snapshot = lake.publish(
+                AUTHOR,
+                f"ingest of {data.name}: {found.trajectories.num_rows:,} trajectories",
+                [
+                    Replace("trajectories", found.trajectories, of_sources(sources)),
+                    Replace("preferences", found.preferences, of_sources(sources)),
+                    Replace("policies", found.policies, f"source in ({inside})"),
+                    Replace("prompts", found.prompts, f"source in ({inside})"),
+                    Replace("quarantine", found.quarantine, _own_files(workspace, data)),
+                    replace_counts(found.counts, "ingest", sources),
+                ],
+            )
+        workspace.work_dir.mkdir(parents=True, exist_ok=True)
+        workspace.sources_file.write_text(json.dumps(sources), encoding="utf-8")
+        files = sorted(set(found.quarantine["file"].to_pylist()))
+        workspace.quarantined_file.write_text(json.dumps(files), encoding="utf-8")
     for name in stages(recorded=True)["recorded"].outputs:
         table: pa.Table = getattr(found, name)
         metadata: dict[str, Any] = {
@@ -95,11 +98,13 @@ def recorded(
         yield made(context, workspace, metadata, asset=name, read=read)
 
 
-def _own_files(data: Path) -> str:
-    """SQL predicate: quarantined rows of the files that are, or were, there."""
-    if data.is_file():
-        return f"file = {quoted(data.name)}"
-    return f"starts_with(file, {quoted(f'{data.resolve().name}/')})"
+def _own_files(workspace: Workspace, data: Path) -> str:
+    """SQL predicate: quarantined rows of these files, and of those of the import before."""
+    place = workspace.quarantined_file
+    before = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else []
+    own = quoted(data.name if data.is_file() else f"{data.resolve().name}/")
+    now = f"file = {own}" if data.is_file() else f"starts_with(file, {own})"
+    return f"file in ({sql_list(before)}) or {now}"
 
 
 @dg.asset(
@@ -116,6 +121,7 @@ def duplicates(
     from pipelines.dedup_index import new_answers
 
     with scratch(workspace, "duplicates", context.log.info) as work, workspace.lake() as lake:
+        read = reading(context, workspace, "duplicates")
         texts = work / "texts.parquet"
         sources = workspace.sources
         settings, index = workspace.config.dedup, workspace.dedup_index
@@ -169,6 +175,7 @@ def duplicates(
             "members": plots.bars("members of clusters", bars),
             **table_link("duplicates"),
         },
+        read=read,
     )
 
 
@@ -189,6 +196,7 @@ def pairs(
     from pipelines.pairs_balance import balance, label_shares, pair_rulers, rulers_sql
 
     with scratch(workspace, "pairs", context.log.info) as work, workspace.lake() as lake:
+        read = reading(context, workspace, "pairs")
         sources = workspace.sources
         answers = lake.copy(input_sql(sources, workspace.signatures), work / "answers.parquet")
         result = make_pairs(
@@ -227,6 +235,7 @@ def pairs(
             **changed,
             **table_link("pairs", "select label, count(*) from pairs group by 1"),
         },
+        read=read,
     )
 
 
@@ -289,6 +298,7 @@ def groups(
     from pipelines.preference_groups import preference_groups
 
     with scratch(workspace, "groups", context.log.info) as work, workspace.lake() as lake:
+        read = reading(context, workspace, "groups")
         sources = workspace.sources
         lake.copy(input_sql(sources), work / "answers.parquet")
         before = lake.snapshot()
@@ -337,6 +347,7 @@ def groups(
             "kept out": count_plot("kept out, by reason", counts),
             **table_link("triples"),
         },
+        read=read,
     )
 
 
@@ -373,7 +384,9 @@ def _require_signatures(workspace: Workspace) -> None:
         others = ", ".join(sorted(place.parents[1].name for place in places))
         msg = (
             f"{workspace.home} has no signatures of the configuration {workspace.config.name!r}: "
-            f"make them with polar run --config {workspace.config_path} --until duplicates"
+            f"make them with polar run --config {workspace.config_path}"
+            + (" --data FOLDER" if workspace.config.is_recorded else "")
+            + " --until duplicates"
             + (f", or give --config for one that has: {others}" if others else "")
         )
         raise ConfigError(msg)

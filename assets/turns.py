@@ -1,4 +1,8 @@
-"""Runs of one corpus take turns: a lock, and the folder of scratch files that it guards."""
+"""Runs of one corpus take turns: a lock, and the folder of scratch files that it guards.
+
+A whole `polar run` holds it; of runs that Dagster starts otherwise, the assets that leave files
+between stages. All others only publish, in one transaction each.
+"""
 
 from __future__ import annotations
 

@@ -228,6 +228,11 @@ class Workspace:
         """The names of the sources that were found in recorded data."""
         return self.work_dir / "sources.json"
 
+    @property
+    def quarantined_file(self) -> Path:
+        """The names of the files of which rows were set aside."""
+        return self.work_dir / "quarantined.json"
+
     def groups_file(self, wrapper: str, split: str) -> Path:
         """The groups file of one wrapper (pretrain, sft) and split (train, eval)."""
         return self.home / "groups" / self.config.name / f"{wrapper}-{split}.parquet"

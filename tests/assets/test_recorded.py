@@ -89,8 +89,8 @@ def test_judgements_alone_end_with_what_they_are_good_for(tmp_path: Path):
     outcome = home.run("groups")
     ((item, error),) = outcome.failed
     assert item.title == "groups"
-    command = error[error.index("python -m trainer finetune") :].split()
-    groups = pq.read_table(command[command.index("--groups") + 1])
+    command = error[error.index("polar finetune") :].split()
+    groups = pq.read_table(command[command.index("--data") + 1])
     assert groups.num_rows > 20
     assert set(groups["wrapper"].to_pylist()) == {"sft"}
 
@@ -145,9 +145,15 @@ def test_another_import_leaves_what_was_set_aside(tmp_path: Path):
         {"file": "alone.jsonl", "row": 403},
         {"file": "data/trajectories.jsonl", "row": 1},
     ]
-    write(tmp_path / "one" / "data", lines())
-    assert one.run("trajectories").ok
-    assert {row["file"] for row in one.query(where)} == {"alone.jsonl"}
+    (tmp_path / "one" / "data").rename(tmp_path / "one" / "moved")
+    moved = Home(one.path, one.config, tmp_path / "one" / "moved")
+    for rows, named in (
+        ([*lines("more"), FAULTS[1]], {"moved/trajectories.jsonl"}),
+        (lines(), set()),
+    ):
+        write(tmp_path / "one" / "moved", rows)
+        assert moved.run("trajectories").ok
+        assert {row["file"] for row in one.query(where)} == {"alone.jsonl"} | named
 
 
 def test_a_file_that_grows_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch):

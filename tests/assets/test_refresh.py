@@ -14,7 +14,7 @@ import pytest
 
 from assets import corpus
 from assets.definitions import build_definitions
-from assets.run import alone
+from assets.turns import alone
 from pipelines.ids import content_id
 from pipelines.lake import Append
 from tests.assets.homes import ROOT, Home, Watch
@@ -57,10 +57,10 @@ def test_two_runs_at_once_make_everything_once(copy: Home):
 
 def test_a_run_waits_its_turn_and_says_so(fresh: Home):
     workspace, watch, order = fresh.workspace(), Watch(), []
-    with alone(workspace, None):
+    with alone(workspace):
 
         def second() -> None:
-            with alone(fresh.workspace(), watch):
+            with alone(fresh.workspace(), watch.wait):
                 order.append("second")
 
         thread = threading.Thread(target=second)
