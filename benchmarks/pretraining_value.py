@@ -10,8 +10,8 @@ checkpoint knows it has from the pool's answers), and from those without a refer
 prompt group, 50, 200 or all judgements to learn from, three seeds; with none, the pre-trained
 checkpoint is measured as it is. Rulers are fitted on the same judgements. Accuracy is the mean over
 sources, so a large source does not outweigh a small one; intervals resample prompt groups. Each arm
-has the rate, of six, at which as many judgements taught it most about others that are not
-measured in that fold; of all judgements, the rate for 200.
+has the rate, of six, at which as many judgements taught it most about others, which are left out of
+the results; of all judgements, the rate for 200.
 
 Every fine-tuning leaves its outcomes in POLAR_HOME/pretraining-value and is not made again: stop it
 whenever you like. A process has one thread, which is faster than one process with all of them.
@@ -219,6 +219,17 @@ def measured(judgements: list[Judgement], fold: int, *, reference: bool) -> list
     return [j for j in own if j.reference is not None] if reference else own
 
 
+def tried_on(judgements: list[Judgement], trial: int) -> tuple[list[Judgement], list[Judgement]]:
+    """What is learned from when a rate is chosen, and what it is chosen on: no result of it."""
+    part = Part(trial, SEEDS[0], 0)
+    learned = lesson(judgements, part)
+    groups = {j.prompt_group for j in learned}
+    others = [j for j in shuffled(judgements, part) if j.prompt_group not in groups][:TRIED]
+    if not others:
+        sys.exit(f"too few judgements: a rate is chosen on others than the {trial} of a trial")
+    return learned, others
+
+
 def rate_of(
     arm: str, trial: int, *, folder: Path, given: argparse.Namespace
 ) -> tuple[tuple[str, int], float]:
@@ -226,12 +237,10 @@ def rate_of(
     judgements, _ = read_judgements(given.data)
     file = folder / f"rates-{arm.replace(' ', '_')}-{trial}.json"
     tried: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
-    part = Part(trial, SEEDS[0], 0)
-    learned = lesson(judgements, part)
-    groups = {j.prompt_group for j in learned}
-    others = [j for j in shuffled(judgements, part) if j.prompt_group not in groups][:TRIED]
+    learned, others = tried_on(judgements, trial)
     for rate in RATES:
         if str(rate) not in tried:
+            part = Part(trial, SEEDS[0], 0)
             outcomes = fine_tuned(part, arm, rate, learned, others, folder, given)
             tried[str(rate)] = _macro(others, {arm: outcomes}, arm, None)["value"]
             file.write_text(json.dumps(tried))
@@ -333,7 +342,8 @@ def keep(file: Path, outcomes: dict[str, np.ndarray]) -> None:
 def results(judgements: list[Judgement], folder: Path, rates: Rates) -> list[dict[str, Any]]:
     """A row for each size and scorer whose parts are all there, on judgements with a reference.
 
-    The arm without reference has a second row for those without one.
+    Left out are those that a rate was chosen on. The arm without reference has a second row for
+    those without one.
     """
     rows = []
     for size in SIZES:
@@ -355,6 +365,8 @@ def _gathered(
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Per scorer the outcome of each judgement, NaN where it has none, averaged over seeds."""
     with_reference = np.array([j.reference is not None for j in judgements])
+    chosen_on = {j for trial in TRIALS.values() for j in tried_on(judgements, trial)[1]}
+    fresh = with_reference & np.array([j not in chosen_on for j in judgements])
     folds = np.array([j.fold for j in judgements])
     outcomes, others = {}, None
     for arm in (*ARMS, FITTED):
@@ -376,7 +388,7 @@ def _gathered(
             break
         else:
             for name, values in sums.items():
-                outcomes[name] = np.where(with_reference, values, np.nan)
+                outcomes[name] = np.where(fresh, values, np.nan)
                 if arm == BLIND:
                     others = np.where(with_reference, np.nan, values)
     return outcomes, others

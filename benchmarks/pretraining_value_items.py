@@ -115,9 +115,9 @@ def ranked(judgements: list[Judgement]) -> list[list[Judgement]]:
     found = []
     for part in (part for parts in alike.values() for part in parts):
         ranks = ranks_of(part)
-        said = sum(one < other for one, other in permutations(ranks.values(), 2))
-        fits = all(ranks[j.chosen] < ranks[j.rejected] for j in part)
-        found += [part] if fits and said == len(part) else [[each] for each in part]
+        said = [pair for pair in permutations(ranks, 2) if ranks[pair[0]] < ranks[pair[1]]]
+        judged = sorted((each.chosen, each.rejected) for each in part)
+        found += [part] if sorted(said) == judged else [[each] for each in part]
     return found
 
 

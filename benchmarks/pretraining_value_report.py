@@ -18,9 +18,9 @@ PAPER = {  # Table 13, averages: full, without pre-training, without pre-trainin
 }
 _ABOUT = (
     "Real preferences, five folds by prompt group, three seeds. Each arm is fine-tuned on the same "
-    "judgements of the other folds; rulers are fitted on them. The two arms that are not "
-    "pre-trained start from random weights of the same shape. At 0 the pre-trained checkpoint is "
-    "measured as it is."
+    "judgements of the other folds; rulers are fitted on them, and read texts to their ends. The "
+    "two arms that are not pre-trained start from random weights of the same shape. At 0 the "
+    "pre-trained checkpoint is measured as it is."
 )
 _READING = (
     "Accuracy is the mean over sources, so a large source does not outweigh a small one; a source "

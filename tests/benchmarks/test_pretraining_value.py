@@ -104,6 +104,7 @@ def judged(*pairs: str) -> list[bench.Judgement]:
         (["ab", "cd", "ad"], [1, 1, 1]),  # a ranking would say that c is better than b
         (["ab", "bc"], [1, 1]),  # nobody said that a is better than c
         (["ab", "bc", "ca"], [1, 1, 1]),
+        (["ab", "ac", "ac"], [1, 1, 1]),  # as many as a ranking says, and others
     ],
 )
 def test_judgements_are_one_group_where_a_ranking_says_them_and_no_more(pairs, sizes):
@@ -178,7 +179,7 @@ def test_a_large_source_does_not_outweigh_a_small_one_and_a_tiny_one_does_not_co
 
 
 def test_the_table_shows_only_what_is_there_whole(tmp_path):
-    judgements = many({"s": 200})
+    judgements = many({"s": 800})
     rates = dict.fromkeys(itertools.product(bench.ARMS, bench.TRIALS.values()), 1e-4)
     assert bench.results(judgements, tmp_path, rates) == []
     for seed in bench.SEEDS:
@@ -204,6 +205,35 @@ def test_the_table_shows_only_what_is_there_whole(tmp_path):
         assert "POLAR-7B" in pages[kind]
     assert f"| {bench.PLAIN} | 33.3 [33.3, 33.3] | " in pages["md"]
     assert json.loads(pages["json"])["rows"][0]["scorer"] == bench.FULL
+
+
+def test_what_a_rate_was_chosen_on_is_no_result(tmp_path):
+    judgements = many({"s": 2000})
+    rates = dict.fromkeys(itertools.product(bench.ARMS, bench.TRIALS.values()), 1e-4)
+    chosen_on = {j for trial in (50, 200) for j in bench.tried_on(judgements, trial)[1]}
+    assert len(chosen_on) >= bench.TRIED
+    for seed, fold in itertools.product(bench.SEEDS, range(5)):
+        own = bench.measured(judgements, fold, reference=True)
+        right = np.array([j not in chosen_on for j in own], float)
+        part = bench.Part(None, seed, fold)
+        np.savez(bench.kept(tmp_path, part, bench.FULL, rates), **{bench.FULL: right})
+    (row,) = bench.results(judgements, tmp_path, rates)
+    assert row["value"] == 1.0
+    assert row["n"] == sum(j.reference is not None for j in judgements) - len(chosen_on)
+
+
+def test_too_few_judgements_to_choose_a_rate_are_refused():
+    with pytest.raises(SystemExit, match="others than the 200"):
+        bench.tried_on(many({"s": 150}), 200)
+
+
+def test_a_part_without_a_lesson_has_no_rate(tmp_path, monkeypatch):
+    judgements = many({"s": 50})
+    monkeypatch.setattr(bench, "fine_tuned", lambda *given: np.ones(len(given[4])))
+    monkeypatch.setattr(bench, "read_judgements", lambda _: (judgements, {}))
+    part, given = bench.Part(0, 0, 0), argparse.Namespace(data=None)
+    assert bench.run(part, bench.FULL, rates={}, folder=tmp_path, given=given) == (part, bench.FULL)
+    assert bench.kept(tmp_path, part, bench.FULL, {}).is_file()
 
 
 def test_the_rate_that_did_best_beside_the_lesson_is_taken_and_not_tried_again(
@@ -239,7 +269,7 @@ def test_it_goes_on_where_it_was_stopped_with_every_scorer_once(tmp_path):
     tokenizer.save_pretrained(tmp_path / "start")
     RewardModel.start(tmp_path / "start", wrapper="sft").save(tmp_path / "pretrained")
     prompts, rows = [], []
-    for i in range(150):
+    for i in range(400):
         name = f"s/{i}"
         gold = "gold" if i % 9 else None
         prompts.append({"prompt_id": name, "prompt_group": name, "reference": gold})
