@@ -10,8 +10,8 @@ checkpoint knows it has from the pool's answers), and from those without a refer
 prompt group, 50, 200 or all judgements to learn from, three seeds; with none, the pre-trained
 checkpoint is measured as it is. Rulers are fitted on the same judgements. Accuracy is the mean over
 sources, so a large source does not outweigh a small one; intervals resample prompt groups. Each arm
-has the rate, of six, at which as many judgements taught it most about others, which are left out of
-the results; of all judgements, the rate for 200.
+has the rate, of four, at which three lessons as large taught it most about others, which are left
+out of the results; of all judgements, the rate for 200.
 
 Every fine-tuning leaves its outcomes in POLAR_HOME/pretraining-value and is not made again: stop it
 whenever you like. A process has one thread, which is faster than one process with all of them.
@@ -57,7 +57,7 @@ FITTED = "rulers"
 RULERS = ("length", "tfidf", "surface_logistic", "surface_boosting")
 SIZES: tuple[int | None, ...] = (0, 50, 200, None)  # None: all
 SEEDS = (0, 1, 2)
-RATES = (3e-6, 1e-5, 3e-5, 1e-4, 5e-4, 2e-3)
+RATES = (1e-5, 3e-5, 1e-4, 5e-4)
 TRIALS: dict[int | None, int] = {50: 50, 200: 200, None: 200}
 """Judgements to learn from when a size's rate is chosen; with all a trial would take too long."""
 EPOCHS = {50: 6, 200: 3, None: 1}
@@ -219,34 +219,41 @@ def measured(judgements: list[Judgement], fold: int, *, reference: bool) -> list
     return [j for j in own if j.reference is not None] if reference else own
 
 
-def tried_on(judgements: list[Judgement], trial: int) -> tuple[list[Judgement], list[Judgement]]:
-    """What is learned from when a rate is chosen, and what it is chosen on: no result of it."""
-    part = Part(trial, SEEDS[0], 0)
-    learned = lesson(judgements, part)
-    groups = {j.prompt_group for j in learned}
-    others = [j for j in shuffled(judgements, part) if j.prompt_group not in groups][:TRIED]
-    if not others:
-        sys.exit(f"too few judgements: a rate is chosen on others than the {trial} of a trial")
-    return learned, others
+def chosen_on(judgements: list[Judgement]) -> list[Judgement]:
+    """The judgements that every rate is chosen on, and that are no result of it."""
+    return shuffled(judgements, Part(None, SEEDS[0], 0))[:TRIED]
+
+
+def trial_lesson(judgements: list[Judgement], part: Part) -> list[Judgement]:
+    """What a trial learns from: no prompt group that its rate is chosen on."""
+    groups = {j.prompt_group for j in chosen_on(judgements)}
+    learned = [j for j in shuffled(judgements, part) if j.prompt_group not in groups][: part.size]
+    if len(learned) < (part.size or 0):
+        sys.exit(f"too few judgements: {TRIED} to choose rates on and {part.size} to learn from")
+    return learned
 
 
 def rate_of(
     arm: str, trial: int, *, folder: Path, given: argparse.Namespace
 ) -> tuple[tuple[str, int], float]:
-    """An arm's best rate on judgements beside a lesson; what each did is kept."""
+    """An arm's best rate over the lessons of all seeds; what each lesson did is kept."""
     judgements, _ = read_judgements(given.data)
-    file = folder / f"rates-{arm.replace(' ', '_')}-{trial}.json"
+    others = chosen_on(judgements)
+    file = folder / f"trials-{arm.replace(' ', '_')}-{trial}.json"
     tried: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
-    learned, others = tried_on(judgements, trial)
+    means = {}
     for rate in RATES:
-        if str(rate) not in tried:
-            part = Part(trial, SEEDS[0], 0)
-            outcomes = fine_tuned(part, arm, rate, learned, others, folder, given)
-            tried[str(rate)] = _macro(others, {arm: outcomes}, arm, None)["value"]
-            file.write_text(json.dumps(tried))
-            said = f"{arm}, {trial} judgements, rate {rate:g}: {tried[str(rate)]:.3f}"
-            print(said, file=sys.stderr, flush=True)
-    return (arm, trial), max(RATES, key=lambda rate: tried[str(rate)])
+        names = {f"rate {rate:g}, seed {seed}": Part(trial, seed, 0) for seed in SEEDS}
+        for name, part in names.items():
+            if name not in tried:
+                learned = trial_lesson(judgements, part)
+                outcomes = fine_tuned(part, arm, rate, learned, others, folder, given)
+                tried[name] = _macro(others, {arm: outcomes}, arm, None)["value"]
+                file.write_text(json.dumps(tried))
+        means[rate] = float(np.mean([tried[name] for name in names]))
+        said = f"{arm}, {trial} judgements, rate {rate:g}: {means[rate]:.3f}"
+        print(said, file=sys.stderr, flush=True)
+    return (arm, trial), max(RATES, key=means.__getitem__)
 
 
 def fine_tuned(
@@ -365,8 +372,8 @@ def _gathered(
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Per scorer the outcome of each judgement, NaN where it has none, averaged over seeds."""
     with_reference = np.array([j.reference is not None for j in judgements])
-    chosen_on = {j for trial in TRIALS.values() for j in tried_on(judgements, trial)[1]}
-    fresh = with_reference & np.array([j not in chosen_on for j in judgements])
+    tuned = set(chosen_on(judgements))
+    fresh = with_reference & np.array([j not in tuned for j in judgements])
     folds = np.array([j.fold for j in judgements])
     outcomes, others = {}, None
     for arm in (*ARMS, FITTED):
