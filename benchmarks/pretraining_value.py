@@ -278,6 +278,7 @@ def fine_tuned(
         epochs=EPOCHS[part.size],
         batch_groups=max(1, len(parts) * EPOCHS[part.size] // STEPS),
         seed=part.seed,
+        micro_tokens=8192,  # a tenth faster than twice as many
         max_length=LIMITS.max_length,
         max_response_length=LIMITS.max_response_length,
     )
