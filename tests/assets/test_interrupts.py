@@ -15,14 +15,15 @@ import pytest
 
 from assets.progress import Progress
 from assets.run import Item
-from tests.assets.homes import ROOT, Home
+from tests.assets.homes import ROOT, Home, Watch
 from tests.assets.test_staleness import add_policy, answers
 
 
-class Stopper:
+class Stopper(Watch):
     """A listener that presses Ctrl-C at the second sign of progress of a partition."""
 
     def __init__(self, partition: str, stop: Callable[[], None]) -> None:
+        super().__init__()
         self.partition = partition
         self.stop = stop
 
@@ -36,9 +37,6 @@ class Stopper:
                 self.stop()
 
         return report
-
-    def finish(self, item: Item, seconds: float, error: str | None) -> None:
-        pass
 
 
 def staged(home: Home) -> list[Path]:
