@@ -244,6 +244,7 @@ def rate_of(
     means = {}
     for rate in RATES:
         names = {f"rate {rate:g}, seed {seed}": Part(trial, seed, 0) for seed in SEEDS}
+        known = tried.keys() >= names.keys()
         for name, part in names.items():
             if name not in tried:
                 learned = trial_lesson(judgements, part)
@@ -251,8 +252,9 @@ def rate_of(
                 tried[name] = _macro(others, {arm: outcomes}, arm, None)["value"]
                 file.write_text(json.dumps(tried))
         means[rate] = float(np.mean([tried[name] for name in names]))
-        said = f"{arm}, {trial} judgements, rate {rate:g}: {means[rate]:.3f}"
-        print(said, file=sys.stderr, flush=True)
+        if not known:
+            said = f"{arm}, {trial} judgements, rate {rate:g}: {means[rate]:.3f}"
+            print(said, file=sys.stderr, flush=True)
     return (arm, trial), max(RATES, key=means.__getitem__)
 
 
