@@ -27,48 +27,39 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import joblib
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from assets.home import PROJECT, polar_home
-from benchmarks.pretraining_value_items import FOLDS, Judgement, groups_of, ranked, read_judgements
+from benchmarks.pretraining_value_arms import (
+    EPOCHS,
+    LIMITS,
+    MADE,
+    PROMPT,
+    STEPS,
+    Part,
+    fine_tuned,
+    fitted,
+    shown,
+)
+from benchmarks.pretraining_value_items import FOLDS, Judgement, read_judgements
 from benchmarks.pretraining_value_report import BLIND, FULL, PLAIN, write_value_report
 from benchmarks.real_pool_recipe import PHASES
-from trainer.comparisons import compare, read_rows
-from trainer.loop import train
-from trainer.model import RewardModel
-from trainer.rulers import fit_rulers
-from trainer.score import Scorer
-from trainer.settings import TrainSettings
-from trainer.template import Limits
 
 ARMS = (FULL, PLAIN, BLIND)
 FITTED = "rulers"
-RULERS = ("length", "tfidf", "surface_logistic", "surface_boosting")
 SIZES: tuple[int | None, ...] = (0, 50, 200, None)  # None: all
 SEEDS = (0, 1, 2)
 RATES = (1e-5, 3e-5, 1e-4, 5e-4)
 TRIALS: dict[int | None, int] = {50: 50, 200: 200, None: 200}
 """Judgements to learn from when a size's rate is chosen; with all a trial would take too long."""
-EPOCHS = {50: 6, 200: 3, None: 1}
-STEPS = 50
-"""A fine-tuning has about as many; the more judgements, the larger the batch."""
-LIMITS = Limits(324, 128)
-PROMPT = 120
-"""An answer is read to its 128th id, a prompt from its 120th last character on. So nearly no prompt
-has to be cut to what the answers leave, and answers beside one reference share what is before."""
-MADE = "ranked"
-"""How judgements become groups; another word keeps outcomes of other ways apart."""
 TRIED = 500
 """Judgements that a rate is chosen on."""
 FEW = 20
@@ -77,19 +68,6 @@ FEW = 20
 
 Rates = Mapping[tuple[str, int], float]
 """Of an arm, by the number of judgements that it was tried on."""
-
-
-class Part(NamedTuple):
-    """One fine-tuning, or one fitting of rulers; with size 0, what there is before any."""
-
-    size: int | None
-    seed: int
-    fold: int
-
-    @property
-    def name(self) -> str:
-        """As it stands in file names."""
-        return f"{_shown(self.size)}-seed{self.seed}-fold{self.fold}"
 
 
 def main() -> None:
@@ -166,10 +144,6 @@ def all_work() -> Iterator[tuple[Part, str]]:
 def seeds_of(size: int | None) -> tuple[int, ...]:
     """Where nothing is learned there is nothing to draw."""
     return SEEDS if size != 0 else SEEDS[:1]
-
-
-def _shown(size: int | None) -> str:
-    return "all" if size is None else str(size)
 
 
 def forward_passes(total: int, work: tuple[Part, str]) -> float:
@@ -258,63 +232,6 @@ def rate_of(
     return (arm, trial), max(RATES, key=means.__getitem__)
 
 
-def fine_tuned(
-    part: Part,
-    arm: str,
-    rate: float,
-    learned: list[Judgement],
-    held_out: list[Judgement],
-    folder: Path,
-    given: argparse.Namespace,
-) -> np.ndarray:
-    """Fine-tune an arm; whether it then prefers the better answer of each judgement held out."""
-    torch.set_num_threads(1)
-    start = given.pretrained if arm == FULL else given.start
-    learned, held_out = shortened(learned), shortened(held_out)
-    if not learned:
-        scorer = Scorer(RewardModel.start(start, wrapper="sft", limits=LIMITS))
-        return preferred(scorer, held_out, reference=arm != BLIND)
-    parts = ranked(learned)
-    settings = TrainSettings(
-        lr=rate,
-        epochs=EPOCHS[part.size],
-        batch_groups=max(1, len(parts) * EPOCHS[part.size] // STEPS),
-        seed=part.seed,
-        micro_tokens=8192,  # a tenth faster than twice as many
-        max_length=LIMITS.max_length,
-        max_response_length=LIMITS.max_response_length,
-    )
-    with tempfile.TemporaryDirectory(dir=folder, prefix="unfinished-") as scratch:
-        groups, out = Path(scratch) / "groups.parquet", Path(scratch) / "run"
-        pq.write_table(groups_of(parts, reference=arm != BLIND, split="train"), groups)
-        train([groups], start, out, settings, stage="finetune")
-        return preferred(Scorer.load(out), held_out, reference=arm != BLIND)
-
-
-def shortened(judgements: list[Judgement]) -> list[Judgement]:
-    """The judgements with as much of their prompts as is read."""
-    return [replace(each, prompt=each.prompt[-PROMPT:]) for each in judgements]
-
-
-def preferred(scorer: Scorer, judgements: list[Judgement], *, reference: bool) -> np.ndarray:
-    """Per judgement whether the better answer scores higher, 0.5 for a tie.
-
-    An answer that was judged several times beside one reference is scored once.
-    """
-    places: dict[tuple[str, str, str], int] = {}
-    pairs = []
-    for judgement in judgements:
-        beside = (judgement.reference or "") if reference else ""
-        for answer in (judgement.chosen, judgement.rejected):
-            text = (judgement.prompt, beside, answer)
-            pairs.append(places.setdefault(text, len(places)))
-    fields = ("prompt", "reference", "output")
-    items = [dict(zip(fields, text, strict=True)) for text in places]
-    scores = scorer.score(items, batch_tokens=2048)  # so much fits into a core's cache
-    chosen, rejected = scores[pairs].reshape(-1, 2).T
-    return (np.sign(chosen - rejected) + 1) / 2
-
-
 def run(
     part: Part, scorer: str, *, rates: Rates, folder: Path, given: argparse.Namespace
 ) -> tuple[Part, str]:
@@ -329,17 +246,6 @@ def run(
         outcomes = {scorer: fine_tuned(part, scorer, rate, learned, held_out, folder, given)}
     keep(kept(folder, part, scorer, rates), outcomes)
     return part, scorer
-
-
-def fitted(
-    part: Part, learned: list[Judgement], held_out: list[Judgement]
-) -> dict[str, np.ndarray]:
-    """Fit the rulers; whether each then prefers the better answer."""
-    lessons = compare(read_rows(groups_of(ranked(learned), reference=True, split="train")))
-    single = [[judgement] for judgement in held_out]  # in their order
-    comparisons = compare(read_rows(groups_of(single, reference=True, split="eval")))
-    rulers = fit_rulers(lessons, RULERS, seed=part.seed)
-    return {name: comparisons.outcomes(ruler(comparisons.items)) for name, ruler in rulers.items()}
 
 
 def keep(file: Path, outcomes: dict[str, np.ndarray]) -> None:
@@ -359,13 +265,13 @@ def results(judgements: list[Judgement], folder: Path, rates: Rates) -> list[dic
     for size in SIZES:
         outcomes, others = _gathered(judgements, folder, size, rates)
         for name, values in outcomes.items():
-            rows.append({"size": _shown(size), "scorer": name, "on": "with a reference"})
+            rows.append({"size": shown(size), "scorer": name, "on": "with a reference"})
             rows[-1] |= _macro(judgements, {name: values}, name, None)
             if name == FULL and PLAIN in outcomes:
                 lead = _macro(judgements, outcomes, FULL, PLAIN)
                 rows[-1]["lead"] = {k: lead[k] for k in ("value", "low", "high")}
         if others is not None:
-            rows.append({"size": _shown(size), "scorer": BLIND, "on": "without a reference"})
+            rows.append({"size": shown(size), "scorer": BLIND, "on": "without a reference"})
             rows[-1] |= _macro(judgements, {BLIND: others}, BLIND, None)
     return rows
 

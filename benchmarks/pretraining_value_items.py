@@ -131,6 +131,11 @@ def _answers(judgements: list[Judgement]) -> set[str]:
     return {text for each in judgements for text in (each.chosen, each.rejected)}
 
 
+def beside(judgement: Judgement, *, reference: bool) -> str:
+    """What an answer is judged beside: nothing where there is no reference, or none is wanted."""
+    return (judgement.reference or "") if reference else ""
+
+
 def groups_of(parts: list[list[Judgement]], *, reference: bool, split: str) -> pa.Table:
     """A group of ranked answers for each part; without `reference` its place is empty."""
     rows = [
@@ -138,7 +143,7 @@ def groups_of(parts: list[list[Judgement]], *, reference: bool, split: str) -> p
             "group_id": f"{number:06d}",
             "wrapper": "sft",
             "prompt": [{"role": "user", "content": part[0].prompt}],
-            "reference": (part[0].reference or "") if reference else "",
+            "reference": beside(part[0], reference=reference),
             "candidates": [{"text": text, "rank": rank} for text, rank in ranks_of(part).items()],
             "category": part[0].source,
             "split": split,

@@ -18,6 +18,7 @@ import pytest
 
 from assets.home import PROJECT
 from benchmarks import pretraining_value as bench
+from benchmarks.pretraining_value_arms import preferred
 from benchmarks.pretraining_value_items import groups_of, ranked, read_judgements
 from benchmarks.pretraining_value_report import write_value_report
 from trainer.comparisons import compare, read_rows
@@ -134,10 +135,10 @@ def test_an_answer_is_scored_once_and_every_judgement_has_its_outcome():
             return np.array([len(item["output"]) for item in items], np.float32)
 
     judgements = judged(("aa", "b"), ("b", "aa"), ("b", "c"))
-    assert bench.preferred(Lengths(), judgements, reference=True).tolist() == [1.0, 0.0, 0.5]
+    assert preferred(Lengths(), judgements, reference=True).tolist() == [1.0, 0.0, 0.5]
     assert [item["output"] for item in seen] == ["aa", "b", "c"]
     assert {item["reference"] for item in seen} == {"r"}
-    bench.preferred(Lengths(), judgements, reference=False)
+    preferred(Lengths(), judgements, reference=False)
     assert seen[-1]["reference"] == ""
 
 
