@@ -7,8 +7,12 @@ belongs here.
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from dagster._core.storage.compute_log_manager import CapturedLogContext
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from dagster._core.storage.root import LocalArtifactStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
@@ -55,6 +59,21 @@ class HomeComputeLogs(LocalComputeLogManager):
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> Any:
         """Open the folder."""
         return cls(base_dir=str(polar_home() / "dagster" / "logs"), inst_data=inst_data)
+
+    @contextmanager
+    def capture_logs(self, log_key: Sequence[str]) -> Iterator[CapturedLogContext]:
+        """Capture; its processes, which end with the capture, do not hear Ctrl-C themselves.
+
+        They would answer it with tracebacks. A signal mask is inherited, so it is set while they
+        start.
+        """
+        with ExitStack() as capture:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                context = capture.enter_context(super().capture_logs(log_key))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            yield context
 
 
 class HomeArtifacts(LocalArtifactStorage):

@@ -108,7 +108,10 @@ def stop_when(home: Home, ready: Callable[[], bool], number: int) -> None:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, "it never came to that point"
             time.sleep(0.02)
-        process.send_signal(number)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # a terminal sends it to every process of the command
+        else:
+            process.send_signal(number)
         out, err = process.communicate(timeout=180)
     if number == signal.SIGINT:
         assert process.returncode == 130, out + err
