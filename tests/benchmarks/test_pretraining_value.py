@@ -259,6 +259,7 @@ def test_the_rate_that_did_best_in_all_lessons_is_taken_and_not_tried_again(tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_it_goes_on_where_it_was_stopped_with_every_scorer_once(tmp_path):
     from tests.trainer.conftest import byte_level_tokenizer, tiny_llama
     from trainer.model import RewardModel
