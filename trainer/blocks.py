@@ -26,8 +26,8 @@ from torch import Tensor
 
 from trainer.packed import Row, Segment
 
-TILE = 64
-"""Queries of one block: larger ones compute more that is hidden, smaller ones do more calls."""
+TILE = 128
+"""Queries of one block: larger ones compute more that is hidden, smaller ones copy more keys."""
 CACHED = 1 << 18
 """Products (over all heads) of one batch that stay in a processor's own cache."""
 CALL = 1 << 13
