@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -32,10 +33,14 @@ def finetune_command(
     as_json: bool,
 ) -> None:
     """Fine-tune, then print what it did to the scores of the rows it was trained on."""
-    with shown() as progress:
-        summary, change = finetune_own(
-            checkpoint, data, out, config=config, words=words, recipe=recipe, progress=progress
-        )
+    try:
+        with shown() as progress:
+            summary, change = finetune_own(
+                checkpoint, data, out, config=config, words=words, recipe=recipe, progress=progress
+            )
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped. The same command goes on from here.")
+        raise typer.Exit(130) from None
     if as_json:
         kept = {key: value for key, value in summary.items() if key != "curve"}
         print(json.dumps({"out": str(out), **kept, **change.summary(), "rows": change.rows()}))

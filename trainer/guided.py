@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -32,6 +32,7 @@ from trainer.model import RewardModel
 from trainer.optim import learning_rate
 from trainer.packed import row_of
 from trainer.packing import Ids, Progress, batches
+from trainer.stopping import held_back
 from trainer.template import Limits, Wrapper
 
 _PENALTY = 1.0
@@ -139,7 +140,8 @@ def train_guided(
             raise LayoutError(msg)
         model.record = model.record.model_copy(update={"stage": "pretrain"})
         run = _Run(model, ids, guide, out, settings, identity)
-        run.go(state, progress)
+        with held_back() as stopped:
+            run.go(state, progress, stopped)
         summary = {"steps": run.step, "seconds": run.elapsed, "curve": resume.read_log(out)}
         resume.finish(out, model, identity, summary)
     return summary
@@ -183,7 +185,9 @@ class _Run:
         )
         self.parameters = [*rest, *heads]
 
-    def go(self, state: dict[str, Any], progress: Progress | None) -> None:
+    def go(
+        self, state: dict[str, Any], progress: Progress | None, stopped: Callable[[], bool]
+    ) -> None:
         if state:
             self.optimiser.load_state_dict(state["optimiser"])
             self.probes.load_state_dict(state["probes"])
@@ -212,9 +216,11 @@ class _Run:
                     said = ", ".join(f"{name} {line[name]:.3f}" for name in sums)
                     progress(round(1000 * self._done()), 1000, f"step {self.step}, {said}")
                 sums = {}
-            if self.elapsed - saved > self.settings.save_seconds:
+            if stopped() or self.elapsed - saved > self.settings.save_seconds:
                 saved = self.elapsed
                 resume.save(self.out, self.model, self._state(), self.identity)
+            if stopped():
+                return
 
     @torch.no_grad()
     def _fit_heads(self) -> None:

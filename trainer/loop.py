@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,6 +33,7 @@ from trainer.optim import learning_rate
 from trainer.packing import Ids, Progress, batches
 from trainer.settings import TrainSettings
 from trainer.step import NotFiniteError, Stepper, check_layout
+from trainer.stopping import held_back
 from trainer.template import Limits, Wrapper
 
 WRAPPERS: dict[Stage, Wrapper] = {"pretrain": "pretrain", "finetune": "sft"}
@@ -182,10 +183,12 @@ class _Run:
         if self.here.first:
             resume.trim_log(self.out, self.step)
         writes = self.here.first and self.settings.tensorboard
-        with closing(EventFiles(self.out, self.step)) if writes else nullcontext() as events:
-            self._go(events)
+        alone = self.here.size == 1  # several cannot save unless all of them do
+        written = closing(EventFiles(self.out, self.step)) if writes else nullcontext()
+        with written as events, held_back(alone) as stopped:
+            self._go(events, stopped)
 
-    def _go(self, events: EventFiles | None) -> None:
+    def _go(self, events: EventFiles | None, stopped: Callable[[], bool]) -> None:
         self.model.network.train()
         clock, saved, told = time.perf_counter() - self.elapsed, self.elapsed, 0.0
         plan, planned = self._plan(0), 0
@@ -200,6 +203,9 @@ class _Run:
             if self.progress and self.elapsed - told > 0.3:
                 told = self.elapsed
                 self.progress(round(1000 * self._done()), 1000, self._note())
+            if stopped():
+                self._save()
+                return
             if self.elapsed - saved > self.settings.save_seconds and self.step < self.total:
                 self._save()
                 saved = self.elapsed

@@ -219,6 +219,18 @@ def test_ctrl_c_says_that_the_same_command_goes_on(polar, monkeypatch: pytest.Mo
     assert "goes on from here" in err
 
 
+def test_ctrl_c_in_fine_tuning_says_so_too(polar, monkeypatch: pytest.MonkeyPatch):
+    from assets import own
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(own, "finetune_own", interrupted)
+    code, _, err = polar("finetune", "model", "--data", "mine.jsonl", "--out", "new")
+    assert code == 130
+    assert "goes on from here" in err
+
+
 def test_the_command_is_installed():
     polar = Path(sys.executable).with_name("polar")
     done = subprocess.run(

@@ -17,6 +17,7 @@ from assets.progress import Progress
 from assets.run import Item
 from tests.assets.homes import ROOT, Home, Watch
 from tests.assets.test_staleness import add_policy, answers
+from trainer.resume import newest
 
 
 class Stopper(Watch):
@@ -127,11 +128,17 @@ def stop_when(home: Home, ready: Callable[[], bool], number: int) -> None:
 def test_a_run_that_is_stopped_twice_ends_like_one_that_is_not(
     made: Home, fresh: Home, number: int
 ):
-    pretrain = {"max_steps": 120, "epochs": 20, "save_seconds": 0.5}
+    saves = {} if number == signal.SIGINT else {"save_seconds": 0.5}  # Ctrl-C saves by itself
+    pretrain = {"max_steps": 120, "epochs": 20, **saves}
     fresh.edit("run.yaml", rollouts={"batch_size": 32}, pretrain=pretrain)
     log = fresh.path / "checkpoints" / "tiny" / "pretrained" / "metrics.jsonl"
     stop_when(fresh, lambda: len(staged(fresh)) >= 3, number)
     stop_when(fresh, lambda: log.exists() and log.read_text().count("\n") >= 8, number)
+    if number == signal.SIGINT:
+        kept = newest(log.parent)
+        assert kept is not None
+        last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+        assert int(kept.name.removeprefix("step-")) >= last["step"]
     outcome = fresh.run()
     assert outcome.ok
     titles = [item.title for item in outcome.made]

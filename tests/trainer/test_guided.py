@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -73,6 +75,21 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, backbone, lesson,
     other = settings.model_copy(update={"lr": 1e-4})
     with pytest.raises(ResumeError, match="lr"):
         train_guided(*lesson, backbone, tmp_path / "parts", other)
+
+
+def test_ctrl_c_saves_the_step_in_hand(tmp_path, backbone, lesson, monkeypatch):
+    steps = guided._Run._take_step
+
+    def pressed_in_the_middle(run, batch):
+        if run.step == 4:
+            signal.raise_signal(signal.SIGINT)
+        return steps(run, batch)
+
+    monkeypatch.setattr(guided._Run, "_take_step", pressed_in_the_middle)
+    with pytest.raises(KeyboardInterrupt):
+        train_guided(*lesson, backbone, tmp_path / "out", FAST)
+    assert resume.newest(tmp_path / "out").name == "step-000000005"
+    assert not (tmp_path / "out" / "training.json").exists()
 
 
 def test_after_its_share_only_ranks_count(tmp_path, backbone, lesson):

@@ -139,6 +139,34 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, groups_file, back
     assert not (tmp_path / "b" / "resume").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_step_in_hand_saves_it_and_loses_nothing(
+    tmp_path, groups_file, backbone, monkeypatch, number
+):
+    undisturbed = run(groups_file, backbone, tmp_path / "a", log_every=3, max_steps=8)
+    take = loop.Stepper.take
+
+    def pressed_in_the_middle(self, batch, step, rate):
+        if step == 4:
+            signal.raise_signal(number)
+        return take(self, batch, step, rate)
+
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(loop.Stepper, "take", pressed_in_the_middle)
+        with pytest.raises(KeyboardInterrupt):
+            run(groups_file, backbone, tmp_path / "b", log_every=3, max_steps=8)
+        monkeypatch.undo()
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    assert resume.newest(tmp_path / "b").name == "step-000000005"
+    resumed = run(groups_file, backbone, tmp_path / "b", log_every=3, max_steps=8)
+    assert losses(resumed) == losses(undisturbed)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 def test_an_interval_goes_on_where_it_was_stopped(tmp_path, groups_file, backbone, monkeypatch):
     changes = {"log_every": 3, "max_steps": 8, "save_seconds": 1e-9}
     undisturbed = run(groups_file, backbone, tmp_path / "a", **changes)
