@@ -86,8 +86,12 @@ def test_ctrl_c_saves_the_step_in_hand(tmp_path, backbone, lesson, monkeypatch):
         return steps(run, batch)
 
     monkeypatch.setattr(guided._Run, "_take_step", pressed_in_the_middle)
-    with pytest.raises(KeyboardInterrupt):
-        train_guided(*lesson, backbone, tmp_path / "out", FAST)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has none
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_guided(*lesson, backbone, tmp_path / "out", FAST)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert resume.newest(tmp_path / "out").name == "step-000000005"
     assert not (tmp_path / "out" / "training.json").exists()
 
