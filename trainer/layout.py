@@ -115,21 +115,46 @@ LAYOUTS: dict[str, Callable[[PreTrainedModel, Pieces], Tensor]] = {
 
 @torch.no_grad()
 def difference(network: PreTrainedModel, layout: str, pieces: Pieces) -> float:
-    """How far a layout's scores are from those of `separate`, as a share of their size (or of 1).
+    """How far a layout's scores are from `separate`'s, as a share of their size (or of 1)."""
+    with _fixed_head(network):
+        return _apart(LAYOUTS[layout](network, pieces), _one_by_one(network, pieces))
 
-    The head may be all zeros, so a fixed one of the same size takes its place. Sequences run one
-    by one, for a long group's, side by side, may not fit.
+
+@torch.no_grad()
+def rounding(network: PreTrainedModel, pieces: Pieces) -> float:
+    """How far scores of `separate` are from those in float64, as a share of their size (or of 1).
+
+    Memory for the weights in float64 is needed; those in fp32 come back unchanged.
     """
+    with _fixed_head(network):
+        found = _one_by_one(network, pieces)
+        network.double()
+        try:
+            return _apart(found, _one_by_one(network, pieces))
+        finally:
+            network.float()
+
+
+@contextmanager
+def _fixed_head(network: PreTrainedModel) -> Iterator[None]:
+    """A head that tells states apart, for a new one is all zeros."""
     head = cast(nn.Linear, network.score).weight
     kept = head.detach().clone()
     generator = torch.Generator().manual_seed(0)
     head.copy_(torch.randn(head.shape, generator=generator) / head.shape[-1] ** 0.5)
     try:
-        alone = [[(prefix, [own])] for prefix, suffixes in pieces for own in suffixes]
-        expected = torch.cat([separate(network, each) for each in alone])
-        found = LAYOUTS[layout](network, pieces)
+        yield
     finally:
         head.copy_(kept)
+
+
+def _one_by_one(network: PreTrainedModel, pieces: Pieces) -> Tensor:
+    """Scores (N,) of `separate`; a long group's sequences, side by side, may not fit."""
+    alone = [[(prefix, [own])] for prefix, suffixes in pieces for own in suffixes]
+    return torch.cat([separate(network, each) for each in alone])
+
+
+def _apart(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0))
 
 

@@ -202,6 +202,18 @@ def test_the_difference_of_a_wrong_layout_is_seen(monkeypatch):
     assert layout.difference(network, "shared", pieces) > 1e-2
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_layouts_differ_by_what_rounding_does_and_weights_stay_as_they_are(name):
+    network, pieces = family(name), random_pieces(SHAPES, 7)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    rounding = layout.rounding(network, pieces)
+    assert 0 < rounding < 1e-5
+    assert layout.difference(network, "shared", pieces) < 10 * rounding
+    after = network.state_dict()
+    assert all(after[key].dtype == value.dtype for key, value in before.items())
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
 def test_the_head_is_in_fp32_whatever_ran_before():
     network, pieces = family("llama"), random_pieces(SHAPES, 9)
     seen = []

@@ -145,6 +145,16 @@ def test_a_layout_that_is_wrong_is_found_at_the_first_batch(
     run(groups_file, backbone, tmp_path / "b", layout="separate", max_steps=1)
 
 
+def test_what_rounding_does_to_separate_sequences_too_is_no_fault_of_a_layout(
+    tmp_path, groups_file, backbone, monkeypatch
+):
+    monkeypatch.setattr(step, "ALLOWED", 0.0)  # as with weights that blow rounding up
+    run(groups_file, backbone, tmp_path / "a", max_steps=1)
+    monkeypatch.setattr(attention, "_later", lambda rows, _: torch.zeros(rows, rows))
+    with pytest.raises(LayoutError, match="set layout=separate"):
+        run(groups_file, backbone, tmp_path / "b")
+
+
 def test_the_first_batch_is_checked_at_its_shortest_and_its_longest(
     tmp_path, groups_file, backbone, monkeypatch
 ):
