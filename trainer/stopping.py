@@ -18,11 +18,11 @@ def held_back(hold: bool = True) -> Iterator[Callable[[], bool]]:
     an orchestrator. Nothing is held outside the main thread, where Python cannot, nor a signal that
     is ignored.
 
-    Raises:
-        KeyboardInterrupt: one has come, and who would have had it raised nothing.
-
     Args:
         hold: False changes nothing, for a process that others wait for and would be killed.
+
+    Raises:
+        KeyboardInterrupt: one has come, and who would have had it raised nothing.
     """
     came: list[int] = []
     main = threading.current_thread() is threading.main_thread()

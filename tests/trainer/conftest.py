@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,6 +85,17 @@ def tiny_llama(vocab_size: int, **changes) -> LlamaForCausalLM:
     }
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **{**values, **changes}))
+
+
+@contextmanager
+def handled(number: int, handler: Any) -> Iterator[None]:
+    """A signal with this handler, also where a background job ignores it; it must be left there."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.fixture(scope="session")

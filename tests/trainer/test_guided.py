@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from tests.trainer.conftest import make_groups
+from tests.trainer.conftest import handled, make_groups
 from trainer import guided, resume
 from trainer.errors import BadGroupsError, DivergedError, ResumeError
 from trainer.guided import Guide, GuidedSettings, train_guided
@@ -86,12 +86,8 @@ def test_ctrl_c_saves_the_step_in_hand(tmp_path, backbone, lesson, monkeypatch):
         return steps(run, batch)
 
     monkeypatch.setattr(guided._Run, "_take_step", pressed_in_the_middle)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has none
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train_guided(*lesson, backbone, tmp_path / "out", FAST)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with handled(signal.SIGINT, signal.default_int_handler), pytest.raises(KeyboardInterrupt):
+        train_guided(*lesson, backbone, tmp_path / "out", FAST)
     assert resume.newest(tmp_path / "out").name == "step-000000005"
     assert not (tmp_path / "out" / "training.json").exists()
 

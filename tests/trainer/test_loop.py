@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainer.conftest import make_groups
+from tests.trainer.conftest import handled, make_groups
 from trainer import distributed, loop, resume
 from trainer.data import read_groups
 from trainer.errors import BadGroupsError, DivergedError, ResumeError, TrainerError
@@ -151,15 +151,10 @@ def test_ctrl_c_ends_the_step_in_hand_saves_it_and_loses_nothing(
             signal.raise_signal(number)
         return take(self, batch, step, rate)
 
-    before = signal.signal(number, signal.default_int_handler)
-    try:
-        monkeypatch.setattr(loop.Stepper, "take", pressed_in_the_middle)
-        with pytest.raises(KeyboardInterrupt):
-            run(groups_file, backbone, tmp_path / "b", log_every=3, max_steps=8)
-        monkeypatch.undo()
-        assert signal.getsignal(number) is signal.default_int_handler
-    finally:
-        signal.signal(number, before)
+    monkeypatch.setattr(loop.Stepper, "take", pressed_in_the_middle)
+    with handled(number, signal.default_int_handler), pytest.raises(KeyboardInterrupt):
+        run(groups_file, backbone, tmp_path / "b", log_every=3, max_steps=8)
+    monkeypatch.undo()
     assert resume.newest(tmp_path / "b").name == "step-000000005"
     resumed = run(groups_file, backbone, tmp_path / "b", log_every=3, max_steps=8)
     assert losses(resumed) == losses(undisturbed)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
+from tests.trainer.conftest import handled
 from trainer.stopping import held_back
 
 
@@ -19,16 +18,6 @@ class OrchestratorError(BaseException):
 
 def raising(_number: int, _frame: object) -> None:
     raise OrchestratorError
-
-
-@contextmanager
-def handled(number: int, handler: Any) -> Iterator[None]:
-    before = signal.signal(number, handler)
-    try:
-        yield
-        assert signal.getsignal(number) is handler
-    finally:
-        signal.signal(number, before)
 
 
 def run(done: list[str], *numbers: int, hold: bool = True) -> None:
