@@ -59,6 +59,11 @@ def windows(config: Any) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
+def head_width(config: Any) -> int:
+    """Elements of a head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def last_hidden(network: PreTrainedModel, row: Row) -> Tensor:
     """The final hidden states (N, E) of the candidates' last ids."""
     _install(network)

@@ -30,6 +30,8 @@ from trainer.packed import Pieces, Row, row_of
 
 ROW_STEP = 1024
 """A row of `flex` is as long as the next multiple of this, so that few shapes are compiled."""
+NARROWEST = 16
+"""Elements that a head must have for FlexAttention's kernels on a GPU."""
 
 
 def separate(network: PreTrainedModel, pieces: Pieces) -> Tensor:
@@ -42,9 +44,9 @@ def separate(network: PreTrainedModel, pieces: Pieces) -> Tensor:
 
 def shared(network: PreTrainedModel, pieces: Pieces) -> Tensor:
     """Scores (N,) in fp32, each group's prefix run once."""
-    if _by_kernels("shared", network):
+    if taken("shared", network) == "flex":
         return flex(network, pieces)
-    if decoder.ready(network):
+    if network.device.type == "cpu" and decoder.ready(network):
         row = row_of(pieces, network.device, length=ids_run("shared", pieces))
         return _head(network, decoder.last_hidden(network, row))
     rows = [row_of([group], network.device) for group in pieces]  # a mask over all would be large
@@ -54,7 +56,8 @@ def shared(network: PreTrainedModel, pieces: Pieces) -> Tensor:
 def flex(network: PreTrainedModel, pieces: Pieces) -> Tensor:
     """Scores (N,) in fp32, through FlexAttention over one row of fixed length.
 
-    FlexAttention has no backward pass on a CPU; there the same mask, dense, takes its place.
+    FlexAttention has no backward pass on a CPU, and on a GPU no kernels for very narrow heads;
+    there the same mask, dense, takes its place.
     """
     row = row_of(pieces, network.device, length=ids_run("flex", pieces))
     if not _by_kernels("flex", network):
@@ -63,11 +66,17 @@ def flex(network: PreTrainedModel, pieces: Pieces) -> Tensor:
         return _over_masks(network, row, _block_mask)
 
 
+def taken(layout: str, network: PreTrainedModel) -> str:
+    """The layout that is run where `layout` is asked for: `flex` for `shared` on a GPU."""
+    return "flex" if layout == "shared" and _by_kernels(layout, network) else layout
+
+
 def _by_kernels(layout: str, network: PreTrainedModel) -> bool:
     """Whether a layout runs FlexAttention's own kernels here."""
     if network.device.type == "cpu":
         return layout == "flex" and not torch.is_grad_enabled()
-    return layout in ("shared", "flex")
+    wide = decoder.head_width(network.config) >= NARROWEST
+    return layout in ("shared", "flex") and wide
 
 
 def _over_masks(

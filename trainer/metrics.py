@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from trainer import decoder
+
 SUMS = (
     "loss",
     "correct",
@@ -67,11 +69,13 @@ class Work:
     def __init__(self, network: PreTrainedModel) -> None:
         embedding = cast(nn.Embedding, network.get_input_embeddings()).weight.numel()
         config = network.config
-        width = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
-        )
         self.per_id = 6.0 * (sum(p.numel() for p in network.parameters()) - embedding)
-        self.per_pair = 12.0 * config.num_hidden_layers * config.num_attention_heads * width
+        self.per_pair = (
+            12.0
+            * config.num_hidden_layers
+            * config.num_attention_heads
+            * decoder.head_width(config)
+        )
 
 
 def peak_memory() -> int:

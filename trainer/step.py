@@ -15,7 +15,7 @@ import torch
 from trainer import distributed
 from trainer.distributed import World
 from trainer.errors import LayoutError
-from trainer.layout import attention_kept, difference, ids_run, precision, rounding
+from trainer.layout import attention_kept, difference, ids_run, precision, rounding, taken
 from trainer.loss import bradley_terry, pairs_of
 from trainer.metrics import SUMS
 from trainer.model import RewardModel
@@ -122,7 +122,7 @@ class Stepper:
         totals["margin"] += sums.margin
         totals["pairs"] += sums.pairs
         totals["tokens"] += tokens
-        totals["run"] += ids_run(settings.layout, pieces)
+        totals["run"] += ids_run(taken(settings.layout, network), pieces)
         for key, values in self._known.items():
             totals[key] += float(values[part].sum())
         apart = settings.layout == "separate"

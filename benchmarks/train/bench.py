@@ -48,9 +48,11 @@ BEST = {"attention": "sdpa", "optimiser": "adamw_torch_fused", "micro": 3}
 """Where TRL's search begins; then one setting after another is tried, each while it helps."""
 MICRO: list[tuple[str, list[Any]]] = [("micro", [7, 21]), ("micro", [1])]
 """Pairs that TRL runs at once, a step being 21: fewer are padded less, more use kernels better."""
+EAGER: tuple[str, list[Any]] = ("attention", ["eager"])
+"""Not tried on a GPU: it keeps every probability, and 21 pairs at once take over 139 GiB."""
 LADDER: list[tuple[str, list[Any]]] = [
     *MICRO,
-    ("attention", ["eager"]),
+    EAGER,
     ("optimiser", ["adamw_torch"]),
     ("threads", [1]),
 ]
@@ -62,8 +64,8 @@ PADDED_REPEATS = 2
 class Contender:
     """A process that runs steps when it is told to."""
 
-    def __init__(self, python: str, script: str, model: Path, log: Path, clock: str) -> None:
-        own = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", wire.CLOCK: clock}
+    def __init__(self, python: str, script: str, model: Path, log: Path, **own: str) -> None:
+        own |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         own |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
         self.script, self.log = script, log
         with log.open("wb") as errors:
@@ -120,18 +122,20 @@ def say(text: str) -> None:
     print(f"[{time.perf_counter() - BEGAN:6.0f} s] {text}", flush=True)
 
 
-def make_model(folder: Path, drawn: dict[int, list[triples.Triples]], quick: bool) -> Template:
+def make_model(
+    folder: Path, drawn: dict[int, list[triples.Triples]], width: int, layers: int, quick: bool
+) -> Template:
     """Write the classifier with random weights and its tokenizer; the template that makes ids."""
     groups = [group for k in sorted(drawn) for group in drawn[k]]
     texts = [text for g in groups for text in (g.prompt, g.reference, *g.candidates)]
     train_tokenizer(texts, 4096, folder, context=CONTEXT)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(0)
-    width, layers = (64, 2) if quick else (384, 5)
+    width, layers = (64, 2) if quick else (width, layers)
     config = LlamaConfig(
         vocab_size=4096,
         hidden_size=width,
-        intermediate_size=width * 8 // 3,
+        intermediate_size=width * 8 // 3 // 64 * 64,
         num_hidden_layers=layers,
         num_attention_heads=width // 64 if width > 64 else 2,
         num_key_value_heads=width // 64 if width > 64 else 2,
@@ -161,11 +165,13 @@ class Race:
         contenders: dict[str, Contender],
         threads: int,
         precision: str,
+        device: str,
         quick: bool,
         answers: Path,
     ) -> None:
         self.contenders, self.threads, self.bf16 = contenders, threads, precision == "bf16"
         self.quick, self.answers = quick, answers
+        self.ladder = [rung for rung in LADDER if device == "cpu" or rung != EAGER]
         self.settings: dict[bool, dict[str, Any]] = {}
 
     def ask(self, name: str, task: str, steps: list[Any], **options: Any) -> dict[str, Any]:
@@ -191,7 +197,7 @@ class Race:
         """
         chosen = BEST | {"threads": self.threads}
         for grouped, mine in steps.items():
-            best, ladder = 0.0, MICRO if grouped else LADDER
+            best, ladder = 0.0, MICRO if grouped else self.ladder
             ladder = ladder[:1] if self.quick else ladder
             for name, values in [("micro", [BEST["micro"]]), *ladder]:
                 for value in values:
@@ -296,10 +302,10 @@ class Race:
         }
 
 
-def identity(clock: str, weights: Path) -> str:
-    """A digest of what seconds depend on beside what is asked: code, weights, and the clock."""
+def identity(where: str, weights: Path) -> str:
+    """A digest of what seconds depend on beside what is asked: code, weights, clock and device."""
     files = [*sorted((ROOT / "trainer").glob("*.py")), *sorted(HERE.glob("*.py")), weights]
-    total = hashlib.blake2b(clock.encode(), digest_size=6)
+    total = hashlib.blake2b(where.encode(), digest_size=6)
     for file in files:
         total.update(file.read_bytes())
     return total.hexdigest()
@@ -320,6 +326,9 @@ def main() -> None:
     parser.add_argument("--environments", help="the peers' environments (default: in the home)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--curve-steps", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="small and unmeasured: does it run?")
@@ -331,7 +340,7 @@ def main() -> None:
 
     precision = options.precision
     if precision == "auto":
-        precision = "bf16" if fast_bf16(torch.device("cpu")) else "fp32"
+        precision = "bf16" if fast_bf16(torch.device(options.device)) else "fp32"
     few = 1 if options.quick else 3
     count = {2: 1 if options.quick else options.repeats}
     count |= {4: count[2], 8: min(count[2], few)}
@@ -340,7 +349,7 @@ def main() -> None:
     need = {k: 3 * n * (triples.PAIRS // (k - 1)) for k, n in count.items()}
     many = {k: n * (12 if k == 4 else 1) + 20 for k, n in need.items()}
     drawn = {k: triples.draw(Path(options.data), k, n, rng) for k, n in many.items()}
-    template = make_model(folder / "model", drawn, options.quick)
+    template = make_model(folder / "model", drawn, options.width, options.layers, options.quick)
     groups = {k: encode(template, drawn[k]) for k in drawn}
     shapes = {f"mixed_k{k}": (groups[k][: need[k]], k, count[k]) for k in need}
     rest = sorted(groups[4][need[4] :], key=triples.longest)
@@ -352,15 +361,17 @@ def main() -> None:
     ready = {
         name: triples.repeats(triples.steps(part, k), n) for name, (part, k, n) in shapes.items()
     }
-    clock = "cpu" if options.threads == 1 else "wall"
+    clock = "cpu" if options.threads == 1 and options.device == "cpu" else "wall"
+    own = {wire.CLOCK: clock, wire.ON: options.device}
     scripts = {"ours": "ours.py", "trl": "trl_peer.py", "padded": "padded_peer.py"}
     contenders = {
-        name: Contender(pythons[name], script, folder / "model", folder / f"{name}.log", clock)
+        name: Contender(pythons[name], script, folder / "model", folder / f"{name}.log", **own)
         for name, script in scripts.items()
     }
-    answers = folder / "answers" / identity(clock, folder / "model" / "model.safetensors")
+    where = f"{clock} {options.device}"
+    answers = folder / "answers" / identity(where, folder / "model" / "model.safetensors")
     answers.mkdir(parents=True, exist_ok=True)
-    race = Race(contenders, options.threads, precision, options.quick, answers)
+    race = Race(contenders, options.threads, precision, options.device, options.quick, answers)
     results: dict[str, Any] = {}
     try:
         race.contenders["ours"].run(
@@ -383,6 +394,7 @@ def main() -> None:
     settings = {"random": race.settings[False], "sorted": race.settings[True]}
     run = {
         "threads": options.threads,
+        "device": options.device,
         "clock": clock,
         "precision": precision,
         "quick": options.quick,

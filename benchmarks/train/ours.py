@@ -28,7 +28,7 @@ class Model:
     """What the loop needs of a reward model; its ids were made beforehand."""
 
     def __init__(self) -> None:
-        self.network = AutoModelForSequenceClassification.from_pretrained(FOLDER)
+        self.network = AutoModelForSequenceClassification.from_pretrained(FOLDER).to(wire.DEVICE)
 
 
 def answer(task: str, steps: list[Any], threads: int, **options: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 
 def answer(task: str, steps: list[Any], threads: int, **options: Any) -> dict[str, Any]:
     torch.set_num_threads(threads)
-    network = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
+    network = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).to(wire.DEVICE)
     return {"train": train, "score": score}[task](network, steps, **options)
 
 
@@ -30,7 +30,8 @@ def scores_of(network: Any, rows: list[list[int]], bf16: bool) -> torch.Tensor:
     for line, seen, row in zip(ids, mask, rows, strict=True):
         line[: len(row)] = torch.tensor(row)
         seen[: len(row)] = 1
-    with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+    ids, mask = ids.to(wire.DEVICE), mask.to(wire.DEVICE)
+    with torch.autocast(wire.DEVICE, torch.bfloat16) if bf16 else nullcontext():
         return network(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1)
 
 

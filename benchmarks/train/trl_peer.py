@@ -74,7 +74,7 @@ def answer(
             weight_decay=0.0,
             optim=optimiser,
             bf16=bf16,
-            use_cpu=True,
+            use_cpu=wire.DEVICE == "cpu",
             gradient_checkpointing=False,
             train_sampling_strategy="sequential",
             dataloader_pin_memory=False,

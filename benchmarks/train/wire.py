@@ -6,6 +6,7 @@ nothing but the standard library.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -17,8 +18,18 @@ from typing import Any
 STATUS = Path("/proc/self/status")
 CLOCK = "BENCH_CLOCK"
 """Environment: `cpu` for seconds of this process alone, whatever else the machine does."""
+ON = "BENCH_DEVICE"
+"""Environment: torch's name of the device that networks run on."""
+DEVICE = os.environ.get(ON, "cpu")
 
-now = time.process_time if os.environ.get(CLOCK) == "cpu" else time.perf_counter
+
+def now() -> float:
+    """Seconds of the clock, once the device has done what it was given."""
+    if DEVICE == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return time.process_time() if os.environ.get(CLOCK) == "cpu" else time.perf_counter()
 
 
 def serve(answer: Callable[..., dict[str, Any]]) -> None:
@@ -28,14 +39,38 @@ def serve(answer: Callable[..., dict[str, Any]]) -> None:
     replies.write(json.dumps({"ready": True}) + "\n")
     replies.flush()
     for line in sys.stdin:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
-        found = answer(**json.loads(line))
-        replies.write(json.dumps({**found, "peak_mib": peak_mib()}) + "\n")
+        forget_peak()
+        found = answer(**json.loads(line)) | {"peak_mib": peak_mib()}
+        leave_room()
+        replies.write(json.dumps(found) + "\n")
         replies.flush()
 
 
+def forget_peak() -> None:
+    """Let the count of `peak_mib` start again."""
+    if DEVICE == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+
+
+def leave_room() -> None:
+    """Give back what is no longer used of a GPU, for the contenders share it."""
+    if DEVICE == "cuda":
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def peak_mib() -> float:
-    """The most memory resident since the last reset, in MiB."""
+    """The most memory held since the last reset, in MiB: of the GPU, or resident."""
+    if DEVICE == "cuda":
+        import torch
+
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     line = next(s for s in STATUS.read_text().splitlines() if s.startswith("VmHWM"))
     return round(int(line.split()[1]) / 1024, 1)
 

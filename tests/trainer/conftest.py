@@ -87,6 +87,12 @@ def tiny_llama(vocab_size: int, **changes) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **{**values, **changes}))
 
 
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is seen, for tests that look into what only a CPU runs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @contextmanager
 def handled(number: int, handler: Any) -> Iterator[None]:
     """A signal with this handler, also where a background job ignores it; it must be left there."""

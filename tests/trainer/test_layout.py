@@ -45,28 +45,32 @@ SLIDING = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
 FAMILIES = {
-    "llama": lambda: LlamaForSequenceClassification(LlamaConfig(**SIZES)),
-    "qwen2": lambda: Qwen2ForSequenceClassification(Qwen2Config(**SIZES)),
-    "gemma3": lambda: Gemma3TextForSequenceClassification(
-        Gemma3TextConfig(**SIZES, **SLIDING, query_pre_attn_scalar=8)
+    "llama": lambda sizes: LlamaForSequenceClassification(LlamaConfig(**sizes)),
+    "qwen2": lambda sizes: Qwen2ForSequenceClassification(Qwen2Config(**sizes)),
+    "gemma3": lambda sizes: Gemma3TextForSequenceClassification(
+        Gemma3TextConfig(**sizes, **SLIDING, query_pre_attn_scalar=8)
     ),
 }
 RELATIVES = {
-    "qwen3": lambda: Qwen3ForSequenceClassification(Qwen3Config(**SIZES)),
-    "mistral": lambda: MistralForSequenceClassification(MistralConfig(**SIZES, sliding_window=16)),
-    "phi": lambda: PhiForSequenceClassification(PhiConfig(**SIZES, partial_rotary_factor=0.5)),
+    "qwen3": lambda sizes: Qwen3ForSequenceClassification(Qwen3Config(**sizes)),
+    "mistral": lambda sizes: MistralForSequenceClassification(
+        MistralConfig(**sizes, sliding_window=16)
+    ),
+    "phi": lambda sizes: PhiForSequenceClassification(
+        PhiConfig(**sizes, partial_rotary_factor=0.5)
+    ),
 }
 """Phi's layers are not `decoder.LAYERS`: it runs over a row with a dense mask."""
 
 
-def family(name):
+def family(name, **changes):
     torch.manual_seed(0)
-    network = (FAMILIES | RELATIVES)[name]().eval()
+    network = (FAMILIES | RELATIVES)[name](SIZES | changes).eval()
     for module in network.modules():  # biases and norms that do something
         for parameter in module.parameters(recurse=False):
             if parameter.dim() == 1:
                 torch.nn.init.normal_(parameter, mean=0.3, std=0.2)
-    torch.nn.init.normal_(network.score.weight, std=32**-0.5)
+    torch.nn.init.normal_(network.score.weight, std=network.config.hidden_size**-0.5)
     return network
 
 

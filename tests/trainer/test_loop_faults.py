@@ -29,6 +29,7 @@ from trainer.score import Scorer
 from trainer.settings import TrainSettings
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_checkpointing_runs_layers_twice_and_changes_nothing(
     tmp_path, groups_file, backbone, monkeypatch
 ):
@@ -42,6 +43,7 @@ def test_checkpointing_runs_layers_twice_and_changes_nothing(
     assert losses(lean) == pytest.approx(losses(plain), rel=1e-6)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_the_order_within_a_step_does_not_matter(tmp_path, groups_file, backbone, monkeypatch):
     plain = run(groups_file, backbone, tmp_path / "a", max_steps=4)
     real, orders = step.microbatches, []
@@ -73,7 +75,7 @@ def test_a_step_follows_the_mean_over_all_its_pairs(
     changes = {"batch_groups": 99, "max_steps": 1, "micro_tokens": budget, "epochs": 1}
     summary = run(uneven_groups, backbone, tmp_path / "out", **changes)
 
-    model = RewardModel.start(backbone, wrapper="pretrain")
+    model = RewardModel.start(backbone, wrapper="pretrain").place()
     ids, _ = tokenise([uneven_groups], model.template)
     counts = [len(ids.suffixes(g)) for g in range(len(ids))]
     assert set(counts) == {2, 3, 4}
@@ -136,6 +138,7 @@ def test_an_interval_says_what_was_run(tmp_path, groups_file, backbone):
     assert not list((tmp_path / "b").glob("events*"))
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_a_layout_that_is_wrong_is_found_at_the_first_batch(
     tmp_path, groups_file, backbone, monkeypatch
 ):
@@ -145,6 +148,7 @@ def test_a_layout_that_is_wrong_is_found_at_the_first_batch(
     run(groups_file, backbone, tmp_path / "b", layout="separate", max_steps=1)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_what_rounding_does_to_separate_sequences_too_is_no_fault_of_a_layout(
     tmp_path, groups_file, backbone, monkeypatch
 ):

@@ -43,7 +43,7 @@ def adapted(start, **changes):
 def test_new_adapters_change_no_score(start, groups_file):
     groups = groups_of(groups_file)
     before = Scorer.load(start).score_groups(groups)
-    model = RewardModel.load(start)
+    model = RewardModel.load(start).place()
     lora.attach(model.network, LoraSettings(**ADAPTERS))
     for one, other in zip(Scorer(model).score_groups(groups), before, strict=True):
         assert torch.equal(torch.tensor(one), torch.tensor(other))
@@ -75,13 +75,13 @@ def test_only_adapters_and_head_learn(start, groups_file, tmp_path, monkeypatch)
         plain = name.replace(".base_layer", "")
         if ".lora_" in name:
             changed.add(name.split(".")[-3])
-        elif torch.equal(tensor, before[plain]):
+        elif torch.equal(tensor.cpu(), before[plain]):
             kept.add(plain)
         else:
             changed.add(plain)
     assert changed == {"score.weight", "lora_A", "lora_B"}
     assert kept == before.keys() - {"score.weight"}
-    merged = lora.merged(network)
+    merged = {name: tensor.cpu() for name, tensor in lora.merged(network).items()}
     assert merged.keys() == before.keys()
     moved = {name for name in before if not torch.equal(merged[name], before[name])}
     assert moved == {name for name in before if "proj" in name} | {"score.weight"}
