@@ -50,7 +50,7 @@ BEST = {"attention": "sdpa", "optimiser": "adamw_torch_fused", "micro": 3}
 MICRO: list[tuple[str, list[Any]]] = [("micro", [7, 21]), ("micro", [1])]
 """Pairs that TRL runs at once, a step being 21: fewer are padded less, more use kernels better."""
 EAGER: tuple[str, list[Any]] = ("attention", ["eager"])
-"""Not tried on a GPU: it keeps every probability, and 21 pairs at once take over 139 GiB."""
+"""Not tried on a GPU: it keeps every probability, which 21 long pairs at once have no room for."""
 LADDER: list[tuple[str, list[Any]]] = [
     *MICRO,
     EAGER,
@@ -336,6 +336,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here; leave it out")
+    if options.width % 64:
+        parser.error(f"--width {options.width}: heads have 64 elements; give a multiple of 64")
     folder = Path(options.home).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     environments = Path(options.environments or folder / "environments").resolve()
