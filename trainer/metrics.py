@@ -70,12 +70,8 @@ class Work:
         embedding = cast(nn.Embedding, network.get_input_embeddings()).weight.numel()
         config = network.config
         self.per_id = 6.0 * (sum(p.numel() for p in network.parameters()) - embedding)
-        self.per_pair = (
-            12.0
-            * config.num_hidden_layers
-            * config.num_attention_heads
-            * decoder.head_width(config)
-        )
+        width = config.num_attention_heads * decoder.head_width(config)
+        self.per_pair = 12.0 * config.num_hidden_layers * width
 
 
 def peak_memory() -> int:

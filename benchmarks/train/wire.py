@@ -1,7 +1,7 @@
 """A contender as a process of its own: commands on standard input, answers on standard output.
 
 Every line is one JSON object. Imported by each contender in its own environment, so it needs
-nothing but the standard library.
+nothing but the standard library, and torch where a GPU is measured.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ CLOCK = "BENCH_CLOCK"
 ON = "BENCH_DEVICE"
 """Environment: torch's name of the device that networks run on."""
 DEVICE = os.environ.get(ON, "cpu")
+if DEVICE == "cuda":
+    import torch
+
+clock = time.process_time if os.environ.get(CLOCK) == "cpu" else time.perf_counter
 
 
 def now() -> float:
     """Seconds of the clock, once the device has done what it was given."""
     if DEVICE == "cuda":
-        import torch
-
         torch.cuda.synchronize()
-    return time.process_time() if os.environ.get(CLOCK) == "cpu" else time.perf_counter()
+    return clock()
 
 
 def serve(answer: Callable[..., dict[str, Any]]) -> None:
@@ -49,8 +51,6 @@ def serve(answer: Callable[..., dict[str, Any]]) -> None:
 def forget_peak() -> None:
     """Let the count of `peak_mib` start again."""
     if DEVICE == "cuda":
-        import torch
-
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
@@ -59,8 +59,6 @@ def forget_peak() -> None:
 def leave_room() -> None:
     """Give back what is no longer used of a GPU, for the contenders share it."""
     if DEVICE == "cuda":
-        import torch
-
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -68,8 +66,6 @@ def leave_room() -> None:
 def peak_mib() -> float:
     """The most memory held since the last reset, in MiB: of the GPU, or resident."""
     if DEVICE == "cuda":
-        import torch
-
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     line = next(s for s in STATUS.read_text().splitlines() if s.startswith("VmHWM"))
     return round(int(line.split()[1]) / 1024, 1)

@@ -15,7 +15,7 @@ from tests.trainer.test_layout import (
     gradients,
     random_pieces,
 )
-from tests.trainer.test_loop import StoppedError, losses, run, stopped_after
+from tests.trainer.test_loop import losses, run, undisturbed_and_gone_on
 from trainer import layout
 from trainer.layout import LAYOUTS, precision, separate
 from trainer.loss import bradley_terry
@@ -136,13 +136,9 @@ def test_layouts_and_checkpointing_train_alike(tmp_path, groups_file, wide_backb
 def test_a_stopped_run_goes_on_with_the_same_numbers(
     tmp_path, groups_file, wide_backbone, monkeypatch, half
 ):
-    changes = {"max_steps": 14, "epochs": 9, "save_seconds": 1e-9, "precision": half}
-    undisturbed = run(groups_file, wide_backbone, tmp_path / "a", **changes)
-    stopped_after(monkeypatch, 4)
-    with pytest.raises(StoppedError):
-        run(groups_file, wide_backbone, tmp_path / "b", **changes)
-    monkeypatch.undo()
-    resumed = run(groups_file, wide_backbone, tmp_path / "b", **changes)
+    undisturbed, resumed = undisturbed_and_gone_on(
+        monkeypatch, groups_file, wide_backbone, tmp_path, max_steps=14, epochs=9, precision=half
+    )
     assert losses(resumed) == losses(undisturbed)
 
 

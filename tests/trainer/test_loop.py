@@ -119,6 +119,17 @@ def stopped_after(monkeypatch, step):
     monkeypatch.setattr(loop.resume, "save", save_and_stop)
 
 
+def undisturbed_and_gone_on(monkeypatch, groups_file, backbone, folder, **changes):
+    """Summaries of a run, and of one that saves at every step, stops after four and goes on."""
+    changes |= {"save_seconds": 1e-9}
+    undisturbed = run(groups_file, backbone, folder / "a", **changes)
+    stopped_after(monkeypatch, 4)
+    with pytest.raises(StoppedError):
+        run(groups_file, backbone, folder / "b", **changes)
+    monkeypatch.undo()
+    return undisturbed, run(groups_file, backbone, folder / "b", **changes)
+
+
 def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, groups_file, backbone, monkeypatch):
     changes = {"max_steps": 18, "epochs": 9, "save_seconds": 1e-9}
     undisturbed = run(groups_file, backbone, tmp_path / "a", **changes)
@@ -163,13 +174,9 @@ def test_ctrl_c_ends_the_step_in_hand_saves_it_and_loses_nothing(
 
 
 def test_an_interval_goes_on_where_it_was_stopped(tmp_path, groups_file, backbone, monkeypatch):
-    changes = {"log_every": 3, "max_steps": 8, "save_seconds": 1e-9}
-    undisturbed = run(groups_file, backbone, tmp_path / "a", **changes)
-    stopped_after(monkeypatch, 4)
-    with pytest.raises(StoppedError):
-        run(groups_file, backbone, tmp_path / "b", **changes)
-    monkeypatch.undo()
-    resumed = run(groups_file, backbone, tmp_path / "b", **changes)
+    undisturbed, resumed = undisturbed_and_gone_on(
+        monkeypatch, groups_file, backbone, tmp_path, log_every=3, max_steps=8
+    )
     assert losses(resumed) == losses(undisturbed)
     assert [line["step"] for line in resumed["curve"]] == [3, 6, 8]
 
