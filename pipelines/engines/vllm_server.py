@@ -216,7 +216,8 @@ class Server:
             process.wait()
 
     def _ended(self) -> bool:
-        return self._process is None or self._process.poll() is not None
+        process = self._process  # another thread may stop it meanwhile
+        return process is None or process.poll() is not None
 
     def _last_words(self, what: str) -> str:
         with self.log.open("rb") as file:
