@@ -1,7 +1,6 @@
 """The training side of the graph: backbone, pre-trained reward model, fine-tuned ones."""
 
 import json
-import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,7 +109,7 @@ def backbone(
     torch.set_num_threads(workspace.config.threads)
     settings, out = workspace.config.backbone, workspace.checkpoint("backbone")
     key = checkpoint_id(workspace, context.instance, "backbone", None)
-    shutil.rmtree(out, ignore_errors=True)
+    _make_room(out, key)
     files = [workspace.groups_file(wrapper, "train") for wrapper in ("pretrain", "sft")]
     documents = documents_from_groups(read_groups(files))[: settings.max_documents]
     texts = [part for d in documents for part in ((d,) if isinstance(d, str) else d)]
@@ -137,6 +136,16 @@ def backbone(
     )
 
 
+def _make_room(out: Path, key: bytes) -> None:
+    """Empty a folder of what other checkpoints left there; what ours left is gone on with."""
+    from trainer.resume import emptied
+
+    mark = out / "making"
+    if not mark.exists() or mark.read_text(encoding="utf-8") != ids.text(key):
+        emptied(out)
+        mark.write_text(ids.text(key), encoding="utf-8")
+
+
 def _reward_model(
     context: dg.AssetExecutionContext,
     workspace: Workspace,
@@ -148,7 +157,6 @@ def _reward_model(
     import torch
 
     from trainer.loop import train
-    from trainer.resume import emptied
 
     torch.set_num_threads(workspace.config.threads)
     name = context.asset_key.to_user_string()
@@ -158,10 +166,7 @@ def _reward_model(
         raise dg.Failure(idle)
     parent = read_checkpoint_id(workspace.checkpoint(start))
     key = checkpoint_id(workspace, context.instance, name, parent)
-    mark = out / "making"
-    if not mark.exists() or mark.read_text(encoding="utf-8") != ids.text(key):
-        emptied(out)  # another run's remains; ours is gone on with
-        mark.write_text(ids.text(key), encoding="utf-8")
+    _make_room(out, key)
     wrapper = "pretrain" if stage == "pretrain" else "sft"
     metrics = train(
         [workspace.groups_file(wrapper, "train")],

@@ -9,8 +9,11 @@ embedded policies, `documents_from_groups` those of a backbone.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import math
+import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,13 +27,15 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from trainer.data import texts_of
-from trainer.errors import BadGroupsError
+from trainer.errors import BadGroupsError, ResumeError
 from trainer.language_settings import LanguageModelSettings
 from trainer.layout import precision
-from trainer.resume import LOG
+from trainer.resume import LOG, STATE, only_trainer, weights_digest
+from trainer.stopping import held_back
 from trainer.template import REWARD, SEPARATOR, wrapped
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+SAVE_SECONDS = 60.0
 Document = str | tuple[str, ...]
 """A text, or texts that the separator token joins (a reference's half and a candidate's)."""
 Progress = Callable[[int, int, str], None]
@@ -93,8 +98,9 @@ def train(
     """Train a Llama decoder on `documents` and write it, with its tokenizer, to `out`.
 
     With `start` (a checkpoint whose tokenizer is `tokenizer`) training goes on from its weights
-    and the sizes in `settings` are not used. A folder appears only when it is complete. The same
-    arguments give the same weights on one machine and number of threads.
+    and the sizes in `settings` are not used. `out` has its configuration only when it is complete.
+    The same arguments give the same weights on one machine and number of threads; also where the
+    training was stopped, for what `out/resume` holds of these same arguments is gone on with.
 
     Returns:
         loss (nats per token, mean over the last tenth of the steps), tokens (seen, padding not
@@ -102,6 +108,7 @@ def train(
 
     Raises:
         BadGroupsError: there is no document to train on.
+        ResumeError: another process trains in `out`, or what was saved there cannot be read.
     """
     if not documents:
         msg = "no documents to train a language model on; make its trajectories or groups first"
@@ -109,20 +116,42 @@ def train(
     began = time.monotonic()
     encoder = cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(tokenizer))
     rows = _encode(documents, encoder, settings.context)
-    with torch.random.fork_rng(devices=[]):
+    with only_trainer(out), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = _model(encoder, settings, start)
+        model: Any = _model(encoder, settings, start)
         model.train()
-        losses, tokens = [], 0
-        for step, (loss, size) in enumerate(_steps(model, rows, encoder, settings), 1):
-            losses.append(loss)
-            tokens += size
-            if progress is not None:
-                progress(step, settings.steps, f"loss {loss:.3f}")
-            if step in settings.save_at:
-                _save(model, encoder, out / f"step-{step}")
+        optimiser = torch.optim.AdamW(
+            model.parameters(), betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
+        )
+        kept = out / "resume" / STATE
+        identity = _identity(rows, encoder, settings, start)
+        state = _restore(kept, identity, model, optimiser)
+        losses, tokens = state["losses"], state["tokens"]
+        began -= state["seconds"]
+
+        def keep() -> None:
+            spent = time.monotonic() - began
+            state = {"losses": losses, "tokens": tokens, "seconds": spent, "identity": identity}
+            _keep(kept, state, model, optimiser)
+
+        steps = _steps(model, optimiser, rows, encoder, settings, len(losses))
+        with held_back() as stopped:
+            saved = time.monotonic()
+            for step, (loss, size) in enumerate(steps, len(losses) + 1):
+                losses.append(loss)
+                tokens += size
+                if step in settings.save_at:
+                    _save(model, encoder, out / f"step-{step}")
+                if stopped() or time.monotonic() - saved > SAVE_SECONDS:
+                    keep()
+                    saved = time.monotonic()
+                if stopped():
+                    break  # and out of here: the signal is obeyed now
+                if progress is not None:
+                    progress(step, settings.steps, f"loss {loss:.3f}")
         _write_log(losses, out)
         _save(model, encoder, out)
+        shutil.rmtree(kept.parent, ignore_errors=True)
     return {
         "loss": float(np.mean(losses[-max(1, settings.steps // 10) :])),
         "tokens": float(tokens),
@@ -130,6 +159,55 @@ def train(
         "steps": float(settings.steps),
         "seconds": time.monotonic() - began,
     }
+
+
+def _identity(
+    rows: Sequence[np.ndarray],
+    encoder: PreTrainedTokenizerFast,
+    settings: LanguageModelSettings,
+    start: Path | None,
+) -> str:
+    """What decides the weights that a training ends with."""
+    found = hashlib.blake2b(digest_size=16)
+    weights = weights_digest(start) if start else ""
+    parts = [settings.model_dump_json(), weights, encoder.backend_tokenizer.to_str()]
+    found.update(json.dumps(parts).encode())
+    for row in rows:
+        found.update(row.tobytes())
+    return found.hexdigest()
+
+
+def _restore(
+    kept: Path, identity: str, model: torch.nn.Module, optimiser: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Take up weights and moments of a stopped training; its losses, tokens and seconds.
+
+    What another training left is passed over.
+    """
+    fresh = {"losses": [], "tokens": 0, "seconds": 0.0}
+    if not kept.is_file():
+        return fresh
+    try:
+        state = torch.load(kept, weights_only=True)
+        if state["identity"] != identity:
+            return fresh
+        model.load_state_dict(state["weights"])
+        optimiser.load_state_dict(state["optimiser"])
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        msg = f"{kept}: cannot go on from here ({error}); remove it to train from the start"
+        raise ResumeError(msg) from error
+    return state
+
+
+def _keep(
+    kept: Path, state: dict[str, Any], model: torch.nn.Module, optimiser: torch.optim.Optimizer
+) -> None:
+    """Save a training that is under way; what was saved before stays until this is complete."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    draft = kept.with_suffix(".draft")
+    moments, weights = optimiser.state_dict(), model.state_dict()
+    torch.save(state | {"weights": weights, "optimiser": moments}, draft)
+    draft.replace(kept)
 
 
 def _encode(
@@ -178,16 +256,15 @@ def _model(
 
 def _steps(
     model: Any,
+    optimiser: torch.optim.Optimizer,
     rows: list[np.ndarray],
     encoder: PreTrainedTokenizerFast,
     settings: LanguageModelSettings,
+    done: int,
 ) -> Iterator[tuple[float, int]]:
-    """Loss and number of predicted ids of each step."""
-    optimiser = torch.optim.AdamW(
-        model.parameters(), betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
-    )
-    batches = _batches(rows, settings)
-    for step in range(settings.steps):
+    """Loss and number of predicted ids of each step after those that are done."""
+    batches = itertools.islice(_batches(rows, settings), done, None)
+    for step in range(done, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * schedule(step, settings)
         batch = next(batches)

@@ -69,17 +69,22 @@ def emptied(out: Path) -> None:
 
 def identity(settings: BaseModel, stage: str, start: Path, ids: Ids) -> dict[str, Any]:
     """What makes a run this run: settings, stage, starting weights and token ids."""
-    weights = hashlib.blake2b(digest_size=16)
-    for file in sorted(start.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            weights.update(hashlib.file_digest(stream, "blake2b").digest())
     chosen = settings.model_dump(mode="json", exclude=set(FREE))
     return {
         **chosen,
         "stage": stage,
-        "starting weights": weights.hexdigest(),
+        "starting weights": weights_digest(start),
         "groups": ids.digest(),
     }
+
+
+def weights_digest(start: Path) -> str:
+    """What tells the weights of one checkpoint from those of another."""
+    weights = hashlib.blake2b(digest_size=16)
+    for file in sorted(start.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            weights.update(hashlib.file_digest(stream, "blake2b").digest())
+    return weights.hexdigest()
 
 
 def finished(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:

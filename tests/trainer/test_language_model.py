@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pyarrow as pa
 import pytest
 import torch
@@ -9,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.trainer.conftest import handled
+from trainer import language_model
 from trainer.data import GROUPS_SCHEMA
-from trainer.errors import BadGroupsError
+from trainer.errors import BadGroupsError, ResumeError
 from trainer.language_model import (
     EOS,
     _batches,
@@ -21,7 +25,7 @@ from trainer.language_model import (
     train_tokenizer,
 )
 from trainer.language_settings import LanguageModelSettings
-from trainer.resume import read_log
+from trainer.resume import only_trainer, read_log
 from trainer.template import REWARD, SEPARATOR, Template, Texts
 
 TEXTS = [f"the {a} {b} sings at {c}." for a in ["old", "new"] for b in ["cat", "owl"]
@@ -111,6 +115,89 @@ def test_training_goes_on_from_a_checkpoint(trained, tokenizer, tmp_path):
     further = train(TEXTS, tokenizer, tmp_path / "further", few, start=out)
     assert further["loss"] < metrics["loss"]
     assert further["parameters"] == metrics["parameters"]  # sizes are the start's
+
+
+class KilledError(Exception):
+    pass
+
+
+def stop_at(step, action):
+    """A progress that stops the training at a step."""
+
+    def progress(done, _of, _note):
+        if done == step:
+            action()
+
+    return progress
+
+
+def killed():
+    raise KilledError
+
+
+def interrupted():
+    signal.raise_signal(signal.SIGINT)
+
+
+def same(one, other):
+    """Whether two finished trainings have the same weights and the same log."""
+    first, second = (AutoModelForCausalLM.from_pretrained(out).state_dict() for out in (one, other))
+    return read_log(one) == read_log(other) and all(torch.equal(first[n], second[n]) for n in first)
+
+
+@pytest.mark.parametrize("step", [1, 7, 28])
+def test_ctrl_c_saves_and_the_same_training_goes_on(
+    trained, tokenizer, tmp_path, monkeypatch, step
+):
+    whole, metrics, _ = trained
+    out, seen = tmp_path / "run", []
+    with handled(signal.SIGINT, signal.default_int_handler), pytest.raises(KeyboardInterrupt):
+        train(TEXTS, tokenizer, out, TINY, stop_at(step, interrupted))
+    assert not (out / "config.json").exists()
+    resumed = train(TEXTS, tokenizer, out, TINY, lambda done, *_: seen.append(done))
+    assert seen == list(range(step + 2, 31))  # the step under way was taken to its end
+    assert same(out, whole)
+    assert {**resumed, "seconds": 0} == {**metrics, "seconds": 0}
+    assert (out / "step-7" / "config.json").is_file()
+    assert not (out / "resume").exists()
+
+
+def test_a_killed_training_goes_on_from_what_it_saved(trained, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(language_model, "SAVE_SECONDS", 0.0)
+    out, seen = tmp_path / "run", []
+    with pytest.raises(KilledError):
+        train(TEXTS, tokenizer, out, TINY, stop_at(12, killed))
+    (out / "resume" / "state.draft").write_bytes(b"cut off")  # killed while it saved again
+    train(TEXTS, tokenizer, out, TINY, lambda done, *_: seen.append(done))
+    assert seen[0] == 13
+    assert same(out, trained[0])
+
+
+def test_what_another_training_left_is_passed_over(trained, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(language_model, "SAVE_SECONDS", 0.0)
+    out = tmp_path / "run"
+    for documents, changes, start in [
+        (TEXTS, {"seed": 1}, None),
+        (TEXTS[1:], {}, None),
+        (TEXTS, {}, trained[0]),
+    ]:
+        settings = TINY.model_copy(update=changes)
+        with pytest.raises(KilledError):
+            train(documents, tokenizer, out, settings, stop_at(3, killed), start)
+        assert (out / "resume" / "state.pt").is_file()
+        with pytest.raises(KilledError):
+            train(TEXTS, tokenizer, out, TINY, stop_at(1, killed))  # begins at the first step
+
+
+def test_what_cannot_be_gone_on_with_is_an_error_that_says_what_to_do(tokenizer, tmp_path):
+    state = tmp_path / "run" / "resume" / "state.pt"
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(ResumeError, match=r"state.pt: cannot go on .*remove it to train from the"):
+        train(TEXTS, tokenizer, tmp_path / "run", TINY)
+    state.unlink()
+    with only_trainer(tmp_path / "run"), pytest.raises(ResumeError, match="another trainer"):
+        train(TEXTS, tokenizer, tmp_path / "run", TINY)
 
 
 def test_no_documents_is_an_error_that_says_what_to_do(tokenizer, tmp_path):
