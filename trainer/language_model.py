@@ -30,6 +30,7 @@ from trainer.data import texts_of
 from trainer.errors import BadGroupsError, ResumeError
 from trainer.language_settings import LanguageModelSettings
 from trainer.layout import precision
+from trainer.model import quiet
 from trainer.resume import LOG, STATE, only_trainer, weights_digest
 from trainer.stopping import held_back
 from trainer.template import REWARD, SEPARATOR, wrapped
@@ -235,7 +236,8 @@ def _model(
     encoder: PreTrainedTokenizerFast, settings: LanguageModelSettings, start: Path | None
 ) -> torch.nn.Module:
     if start is not None:
-        return AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+        with quiet():
+            return AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     return AutoModelForCausalLM.from_config(
         LlamaConfig(
             vocab_size=len(encoder),
@@ -312,7 +314,8 @@ def _save(model: Any, encoder: PreTrainedTokenizerFast, out: Path) -> None:
     """Write a checkpoint beside `out` and move its files in, the configuration last."""
     draft = out.with_name(out.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
-    model.save_pretrained(draft)
+    with quiet():
+        model.save_pretrained(draft)
     encoder.save_pretrained(draft)
     out.mkdir(parents=True, exist_ok=True)
     for path in sorted(draft.iterdir(), key=lambda p: p.name == "config.json"):

@@ -155,7 +155,7 @@ class RewardModel:
         """
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        with _quiet():
+        with quiet():
             state = weights or merged(self.network)
             self.network.save_pretrained(path, state_dict=state)
         self.tokenizer.save_pretrained(path)
@@ -210,7 +210,7 @@ def _open(path: Path, *, may_miss_head: bool) -> tuple[PreTrainedModel, PreTrain
         config = AutoConfig.from_pretrained(path)
         config.num_labels = 1
         tokenizer = AutoTokenizer.from_pretrained(path)
-        with _quiet():
+        with quiet():
             network, report = AutoModelForSequenceClassification.from_pretrained(
                 path, config=config, dtype=torch.float32, output_loading_info=True
             )
@@ -259,7 +259,7 @@ def _is_official(path: Path) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the library's bars and its report on missing keys: ours is an error or nothing."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()

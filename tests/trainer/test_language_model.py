@@ -109,6 +109,13 @@ def test_training_again_gives_the_same_weights(trained, tokenizer, tmp_path):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+def test_training_says_nothing_of_its_own(trained, tokenizer, tmp_path, capfd):
+    few = TINY.model_copy(update={"steps": 2, "save_at": ()})
+    train(TEXTS, tokenizer, tmp_path / "quiet", few, start=trained[0])
+    said = capfd.readouterr()
+    assert said.out + said.err == ""  # no bar of a library amid those of a run
+
+
 def test_training_goes_on_from_a_checkpoint(trained, tokenizer, tmp_path):
     out, metrics, _ = trained
     few = TINY.model_copy(update={"steps": 10, "hidden": 64, "save_at": ()})
