@@ -13,6 +13,7 @@ from tests.assets.homes import ROOT, TINY, Home, tiny
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin that reads the mark
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of the made home stay in one worker, so that it is made once."""
     for item in items:

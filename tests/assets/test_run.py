@@ -181,6 +181,11 @@ def test_refresh_makes_what_is_stale(copy: Home):
     assert copy.plan() == {}
 
 
+def test_one_worker_makes_the_home_of_all_tests(made: Home, request: pytest.FixtureRequest):
+    if getattr(request.config.option, "loadgroup", False):
+        assert request.node.nodeid.endswith("@house")
+
+
 def test_second_run_makes_nothing(made: Home):
     runs, snapshot = made.dagster_runs(), made.one("from lake.current_snapshot()")
     assert made.plan() == {}
