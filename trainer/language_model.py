@@ -27,7 +27,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from trainer.data import texts_of
-from trainer.errors import BadGroupsError, ResumeError
+from trainer.errors import BadGroupsError, DivergedError, ResumeError
 from trainer.language_settings import LanguageModelSettings
 from trainer.layout import precision
 from trainer.model import quiet
@@ -110,6 +110,7 @@ def train(
     Raises:
         BadGroupsError: there is no document to train on.
         ResumeError: another process trains in `out`, or what was saved there cannot be read.
+        DivergedError: the loss is not finite.
     """
     if not documents:
         msg = "no documents to train a language model on; make its trajectories or groups first"
@@ -139,6 +140,12 @@ def train(
         with held_back() as stopped:
             saved = time.monotonic()
             for step, (loss, size) in enumerate(steps, len(losses) + 1):
+                if not math.isfinite(loss):
+                    msg = (
+                        f"next-token training, step {step}: loss {loss}; lower learning_rate "
+                        f"(now {settings.learning_rate}), or train without bf16"
+                    )
+                    raise DivergedError(msg)
                 losses.append(loss)
                 tokens += size
                 if step in settings.save_at:

@@ -14,7 +14,7 @@ class LanguageModelSettings(BaseModel):
     layers: int = Field(default=2, gt=0)
     heads: int = Field(default=5, gt=0)
     intermediate: int = Field(default=512, gt=0)
-    init: float = Field(default=0.1, gt=0, description="deviation of the first weights")
+    init: float = Field(default=0.1, gt=0, le=1, description="deviation of the first weights")
     context: int = Field(default=1024, gt=1, description="ids; longer documents are cut up")
     steps: int = Field(default=200, gt=0)
     batch_tokens: int = Field(default=1024, gt=0, description="ids per step, padding included")

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.trainer.conftest import handled
 from trainer import language_model
 from trainer.data import GROUPS_SCHEMA
-from trainer.errors import BadGroupsError, ResumeError
+from trainer.errors import BadGroupsError, DivergedError, ResumeError
 from trainer.language_model import (
     EOS,
     _batches,
@@ -205,6 +205,16 @@ def test_what_cannot_be_gone_on_with_is_an_error_that_says_what_to_do(tokenizer,
     state.unlink()
     with only_trainer(tmp_path / "run"), pytest.raises(ResumeError, match="another trainer"):
         train(TEXTS, tokenizer, tmp_path / "run", TINY)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(trained, tokenizer, tmp_path):
+    broken = AutoModelForCausalLM.from_pretrained(trained[0])
+    with torch.no_grad():
+        broken.model.norm.weight[3] = float("inf")
+    broken.save_pretrained(tmp_path / "broken")
+    with pytest.raises(DivergedError, match=r"step 1: loss nan; lower learning_rate \(now 0.005\)"):
+        train(TEXTS, tokenizer, tmp_path / "run", TINY, start=tmp_path / "broken")
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_no_documents_is_an_error_that_says_what_to_do(tokenizer, tmp_path):
