@@ -36,6 +36,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 
 from trainer.language_model import train_tokenizer
 from trainer.layout import fast_bf16
+from trainer.model import quiet
 from trainer.template import Limits, Template, Texts
 
 CONTEXT = 2048
@@ -63,7 +64,8 @@ def make_model(
         pad_token_id=tokenizer.pad_token_id,
     )
     network = LlamaForSequenceClassification(config)
-    network.save_pretrained(folder)
+    with quiet():
+        network.save_pretrained(folder)
     say(f"model: {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters")
     return Template(tokenizer, Limits.for_context(256 if quick else CONTEXT))
 
